@@ -1,0 +1,301 @@
+//! Ops: the changes of the directory that a principal signs. An op lists objects, the leaf each is
+//! expected to hold, and the leaf it gets: compare-and-swap, object by object. Which objects an op
+//! touches is fixed by its kind, so an op of the wrong shape does not decode.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::id::{ClusterId, InodeId};
+use crate::name::UserName;
+use crate::object::{
+    AttrsLeaf, EntryKey, EntryLeaf, HeadLeaf, Leaf, LeafHash, Object, SessionLeaf, StagedKey,
+    StagedLeaf, UserLeaf, VaultLeaf,
+};
+use crate::session::CertificateHash;
+use crate::time::LogTime;
+
+/// One object's change.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Change<K, L> {
+    /// Which object.
+    pub key: K,
+    /// The hash of the leaf it must hold now; none where there must be nothing.
+    pub expected: Option<LeafHash>,
+    /// The leaf it gets.
+    pub leaf: L,
+}
+
+/// A change of any object, for code that treats all alike.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AnyChange {
+    /// Which object.
+    pub object: Object,
+    /// The hash of the leaf it must hold now.
+    pub expected: Option<LeafHash>,
+    /// The leaf it gets.
+    pub leaf: Leaf,
+}
+
+impl AnyChange {
+    /// The hash of the new leaf.
+    pub fn leaf_hash(&self, cluster: &ClusterId) -> LeafHash {
+        LeafHash::of(cluster, &self.object, self.expected, &self.leaf)
+    }
+}
+
+/// Where a version's slots come from: the manifest the changed slots are put into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Base {
+    /// An empty manifest.
+    Empty,
+    /// A version of the same file.
+    Version(u64),
+    /// The partial version with the head's own write id.
+    Staged,
+}
+
+/// A head's change with what it takes to check it.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct HeadChange {
+    /// The change.
+    pub change: Change<InodeId, HeadLeaf>,
+    /// What the changed slots are put into.
+    pub base: Base,
+    /// The smallest keep-until of the receipts of new chunks; refused once log time has passed it.
+    pub receipts_until: Option<LogTime>,
+}
+
+/// One signed change of the directory.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Op {
+    /// A new user with the home's root. Signed by the identity it brings.
+    Register {
+        /// The user.
+        user: Change<UserName, UserLeaf>,
+        /// The home's vault.
+        vault: Change<InodeId, VaultLeaf>,
+        /// The attributes of the home's root.
+        attrs: Change<InodeId, AttrsLeaf>,
+    },
+    /// New keyring and login record: a changed password. Identity, home and id stay.
+    UpdateUser {
+        /// The user.
+        user: Change<UserName, UserLeaf>,
+    },
+    /// A new session. Signed by the identity.
+    OpenSession {
+        /// The session.
+        session: Change<CertificateHash, SessionLeaf>,
+    },
+    /// The end of a session before its time.
+    CloseSession {
+        /// The session.
+        session: Change<CertificateHash, SessionLeaf>,
+    },
+    /// A new file, directory or symlink under a name that is free. What a tombstone of that name
+    /// pointed at goes to the trash.
+    Create {
+        /// The name.
+        entry: Change<EntryKey, EntryLeaf>,
+        /// Mode, times and attributes.
+        attrs: Change<InodeId, AttrsLeaf>,
+        /// The first version; none for a directory.
+        head: Option<HeadChange>,
+    },
+    /// A new version, with new attributes or the ones there are.
+    Commit {
+        /// The version.
+        head: HeadChange,
+        /// The attributes.
+        attrs: Option<Change<InodeId, AttrsLeaf>>,
+    },
+    /// Part of a large change, kept until a version of the same write takes it up.
+    Stage {
+        /// The partial version.
+        staged: Change<StagedKey, StagedLeaf>,
+        /// The smallest keep-until of the receipts of new chunks.
+        receipts_until: Option<LogTime>,
+    },
+    /// New mode, times or attributes.
+    SetAttrs {
+        /// The attributes.
+        attrs: Change<InodeId, AttrsLeaf>,
+    },
+    /// An inode goes from one name to another; what the other name pointed at goes to the trash.
+    Rename {
+        /// The name it leaves, as a `Moved` tombstone.
+        from: Change<EntryKey, EntryLeaf>,
+        /// The name it gets.
+        to: Change<EntryKey, EntryLeaf>,
+    },
+    /// A name becomes a tombstone. Of a directory, everything below goes with it, unless it was
+    /// asked to be empty.
+    Remove {
+        /// The name.
+        entry: Change<EntryKey, EntryLeaf>,
+        /// Refuse a directory that has content.
+        only_empty: bool,
+    },
+    /// A removed or replaced inode gets a name again.
+    Undelete {
+        /// The name; free, or the tombstone of that very inode.
+        entry: Change<EntryKey, EntryLeaf>,
+    },
+}
+
+impl Op {
+    /// The changes of the op, in the order their leaves count.
+    pub fn changes(&self) -> Vec<AnyChange> {
+        match self {
+            Self::Register { user, vault, attrs } => vec![of_user(user), of_vault(vault), of_attrs(attrs)],
+            Self::UpdateUser { user } => vec![of_user(user)],
+            Self::OpenSession { session } | Self::CloseSession { session } => vec![AnyChange {
+                object: Object::Session(session.key),
+                expected: session.expected,
+                leaf: Leaf::Session(session.leaf.clone()),
+            }],
+            Self::Create { entry, attrs, head } => {
+                let mut changes = vec![of_entry(entry), of_attrs(attrs)];
+                changes.extend(head.as_ref().map(|head| of_head(&head.change)));
+                changes
+            }
+            Self::Commit { head, attrs } => {
+                let mut changes = vec![of_head(&head.change)];
+                changes.extend(attrs.as_ref().map(of_attrs));
+                changes
+            }
+            Self::Stage { staged, .. } => vec![AnyChange {
+                object: Object::Staged(staged.key),
+                expected: staged.expected,
+                leaf: Leaf::Staged(staged.leaf.clone()),
+            }],
+            Self::SetAttrs { attrs } => vec![of_attrs(attrs)],
+            Self::Rename { from, to } => vec![of_entry(from), of_entry(to)],
+            Self::Remove { entry, .. } | Self::Undelete { entry } => vec![of_entry(entry)],
+        }
+    }
+
+    /// A short name for logs and metrics.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Register { .. } => "register",
+            Self::UpdateUser { .. } => "update_user",
+            Self::OpenSession { .. } => "open_session",
+            Self::CloseSession { .. } => "close_session",
+            Self::Create { .. } => "create",
+            Self::Commit { .. } => "commit",
+            Self::Stage { .. } => "stage",
+            Self::SetAttrs { .. } => "set_attrs",
+            Self::Rename { .. } => "rename",
+            Self::Remove { .. } => "remove",
+            Self::Undelete { .. } => "undelete",
+        }
+    }
+}
+
+fn of_entry(change: &Change<EntryKey, EntryLeaf>) -> AnyChange {
+    AnyChange {
+        object: Object::Entry(change.key),
+        expected: change.expected,
+        leaf: Leaf::Entry(change.leaf.clone()),
+    }
+}
+
+fn of_head(change: &Change<InodeId, HeadLeaf>) -> AnyChange {
+    AnyChange {
+        object: Object::Head(change.key),
+        expected: change.expected,
+        leaf: Leaf::Head(change.leaf.clone()),
+    }
+}
+
+fn of_attrs(change: &Change<InodeId, AttrsLeaf>) -> AnyChange {
+    AnyChange {
+        object: Object::Attrs(change.key),
+        expected: change.expected,
+        leaf: Leaf::Attrs(change.leaf.clone()),
+    }
+}
+
+fn of_vault(change: &Change<InodeId, VaultLeaf>) -> AnyChange {
+    AnyChange {
+        object: Object::Vault(change.key),
+        expected: change.expected,
+        leaf: Leaf::Vault(change.leaf.clone()),
+    }
+}
+
+fn of_user(change: &Change<UserName, UserLeaf>) -> AnyChange {
+    AnyChange {
+        object: Object::User(change.key.clone()),
+        expected: change.expected,
+        leaf: Leaf::User(change.leaf.clone()),
+    }
+}
+
+/// What an op that was applied led to: nothing beyond what it said.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Outcome {
+    /// Bytes charged to the home by this op.
+    pub charged_bytes: u64,
+}
+
+/// Why an op was refused. The numbers are part of the log format.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize, thiserror::Error)]
+pub enum Rejection {
+    /// An object does not hold the expected leaf.
+    #[error("{object:?} changed in the meantime")]
+    Conflict {
+        /// Which object.
+        object: Object,
+        /// What it holds.
+        current: Option<LeafHash>,
+    },
+    /// What the op builds on is not there, or deleted.
+    #[error("the file or directory does not exist")]
+    NotFound,
+    /// The principal's role does not allow it.
+    #[error("not allowed")]
+    Denied,
+    /// A parent is not a directory.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A directory where a file was meant.
+    #[error("is a directory")]
+    IsADirectory,
+    /// A directory that should have been empty.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// A directory below itself.
+    #[error("a directory cannot be moved into itself")]
+    IntoItself,
+    /// From one home to another.
+    #[error("a rename cannot leave its home; copy instead")]
+    CrossHome,
+    /// Too deep a tree.
+    #[error("the path is too deep")]
+    TooDeep,
+    /// Chunks may be gone: the commit came after its receipts' time.
+    #[error("the chunk receipts have run out; ask the storage nodes again")]
+    ReceiptsExpired,
+    /// The manifest does not lead to the signed root, or its base is not there.
+    #[error("the changed slots do not lead to the signed manifest root")]
+    Manifest,
+    /// A detached payload is missing, too large, or not the one the leaf names.
+    #[error("a payload is missing or is not the one that was signed")]
+    Payload,
+    /// The leaf breaks a rule of its kind.
+    #[error("invalid change: {0}")]
+    Invalid(String),
+    /// The name of a user is taken for ever.
+    #[error("the name is taken")]
+    NameTaken,
+    /// The inode id is in use.
+    #[error("the inode exists already")]
+    InodeExists,
+    /// Registration needs an invite here.
+    #[error("registration needs an invite")]
+    InviteRequired,
+    /// The home's quota is used up.
+    #[error("the quota of the home is used up")]
+    QuotaExceeded,
+}

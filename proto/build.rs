@@ -1,0 +1,25 @@
+//! Generates the gRPC code from the `.proto` files, without `protoc`.
+
+use std::path::PathBuf;
+
+const FILES: [&str; 6] = [
+    "coffer/v1/directory.proto",
+    "coffer/v1/chunk.proto",
+    "coffer/v1/login.proto",
+    "coffer/v1/cluster.proto",
+    "coffer/internal/v1/member.proto",
+    "coffer/internal/v1/storage.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=coffer");
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}

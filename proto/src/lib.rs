@@ -1,0 +1,34 @@
+//! The wire: code generated from `coffer/v1` (the sealed API) and `coffer/internal/v1` (what the
+//! processes say to each other), and the one mapping between our errors and gRPC statuses.
+
+/// The sealed API.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("coffer.v1");
+}
+
+/// What the processes of a cluster say to each other.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod internal {
+    tonic::include_proto!("coffer.internal.v1");
+}
+
+/// The encoded descriptors of all files, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The largest message either side takes: 4 MiB of payload and what stands around it.
+pub const MESSAGE_BYTES_MAX: usize = 6 << 20;
+/// The most chunk bytes in one call.
+pub const CHUNK_BYTES_PER_CALL: usize = 4 << 20;
+/// The most chunks in one call.
+pub const CHUNKS_PER_CALL: usize = 256;
+/// The most chunk ids in one `RenewReceipts` call.
+pub const RENEWALS_PER_CALL: usize = 4096;
+/// The most queries in one `Read`.
+pub const QUERIES_PER_READ: usize = 64;
+/// The most slots in one range of a query.
+pub const SLOTS_PER_QUERY: u64 = 1024;
+/// The most entries in one page.
+pub const PAGE_SIZE_MAX: u32 = 1000;
+/// The most bytes one write ticket allows.
+pub const TICKET_BYTES_MAX: u64 = 1 << 30;
