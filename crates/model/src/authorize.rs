@@ -1,9 +1,9 @@
 //! Who may do what: one pure function with three callers (replicas before they apply, readers on
 //! what they are handed, auditors on the whole log).
 
+use crate::id::PrincipalId;
 use crate::object::{Role, VaultLeaf};
 use crate::op::{Op, Rejection};
-use crate::id::PrincipalId;
 
 /// The role an op needs in the vault of every object it touches; none where the op is about the
 /// principal's own record and no vault decides.

@@ -116,7 +116,9 @@ id!(
 );
 
 /// A metadata member: a random number made at its first start, kept on its volume, never reused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize,
+)]
 pub struct MemberId(u64);
 
 impl MemberId {

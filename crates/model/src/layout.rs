@@ -15,7 +15,9 @@ pub const REPLICAS: u8 = 3;
 pub const REPLICAS_DURABLE: usize = 2;
 
 /// One slice of chunk-id space.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize,
+)]
 pub struct Partition(u16);
 
 impl Partition {
@@ -90,7 +92,9 @@ impl Layout {
         for row in self.table.chunks_exact(replicas) {
             for (place, node) in row.iter().enumerate() {
                 if usize::from(*node) >= self.nodes.len() || row[..place].contains(node) {
-                    return Err(LayoutError::Inconsistent("a partition names a node twice or none"));
+                    return Err(LayoutError::Inconsistent(
+                        "a partition names a node twice or none",
+                    ));
                 }
             }
         }

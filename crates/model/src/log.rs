@@ -12,7 +12,17 @@ use crate::time::LogTime;
 
 /// The position in the log; what clients send back so that no replica takes them backwards.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, BorshSerialize, BorshDeserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    BorshSerialize,
+    BorshDeserialize,
 )]
 pub struct Revision {
     /// The metadata group; there is one, 0.

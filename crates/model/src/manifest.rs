@@ -96,9 +96,7 @@ impl Page {
         let page: Self = decode(what, bytes)?;
         let (length, ends_well) = match &page {
             Self::Leaf(slots) => (slots.len(), !matches!(slots.last(), None | Some(Slot::Hole))),
-            Self::Interior(children) => {
-                (children.len(), matches!(children.last(), Some(Some(_))))
-            }
+            Self::Interior(children) => (children.len(), matches!(children.last(), Some(Some(_)))),
         };
         if length > 64 || !ends_well {
             let reason = "empty, too long, or ending in a hole".to_owned();
@@ -184,7 +182,10 @@ pub fn change(
     // A page that a later step replaced is not part of the new tree; keeping it would be garbage.
     let written = writer.written;
     let live = reachable(&written, root);
-    Ok(Changed { root, pages: written.into_iter().filter(|(hash, _)| live.contains(hash)).collect() })
+    Ok(Changed {
+        root,
+        pages: written.into_iter().filter(|(hash, _)| live.contains(hash)).collect(),
+    })
 }
 
 fn reachable(written: &[(Hash, Vec<u8>)], root: Root) -> std::collections::BTreeSet<Hash> {
@@ -313,7 +314,8 @@ impl<P: Pages> Writer<'_, P> {
             if children.len() <= at_index {
                 children.resize(at_index + 1, None);
             }
-            children[at_index] = self.put(children[at_index], level - 1, start + at * below, here)?;
+            children[at_index] =
+                self.put(children[at_index], level - 1, start + at * below, here)?;
             rest = later;
         }
         Ok(self.interior(children))

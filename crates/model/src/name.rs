@@ -118,7 +118,8 @@ impl FromStr for UserName {
         let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let allowed = |byte: u8| inner(byte) || matches!(byte, b'.' | b'_' | b'-');
         let bytes = text.as_bytes();
-        if (2..=32).contains(&bytes.len()) && inner(bytes[0]) && bytes.iter().copied().all(allowed) {
+        if (2..=32).contains(&bytes.len()) && inner(bytes[0]) && bytes.iter().copied().all(allowed)
+        {
             Ok(Self(text.to_owned()))
         } else {
             Err(NameError::UserName)

@@ -272,7 +272,9 @@ pub enum Leaf {
 }
 
 /// What names one state of one object.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize,
+)]
 pub struct LeafHash(Hash);
 
 impl LeafHash {

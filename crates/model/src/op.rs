@@ -112,6 +112,9 @@ pub enum Op {
     Stage {
         /// The partial version.
         staged: Change<StagedKey, StagedLeaf>,
+        /// What the changed slots are put into: an empty manifest or a version for the first part,
+        /// the partial version itself for each next.
+        base: Base,
         /// The smallest keep-until of the receipts of new chunks.
         receipts_until: Option<LogTime>,
     },
@@ -146,7 +149,9 @@ impl Op {
     /// The changes of the op, in the order their leaves count.
     pub fn changes(&self) -> Vec<AnyChange> {
         match self {
-            Self::Register { user, vault, attrs } => vec![of_user(user), of_vault(vault), of_attrs(attrs)],
+            Self::Register { user, vault, attrs } => {
+                vec![of_user(user), of_vault(vault), of_attrs(attrs)]
+            }
             Self::UpdateUser { user } => vec![of_user(user)],
             Self::OpenSession { session } | Self::CloseSession { session } => vec![AnyChange {
                 object: Object::Session(session.key),

@@ -86,8 +86,14 @@ impl Receipt {
         let receipt: Self = decode("receipt", bytes)?;
         let key = node_key(receipt.flush.node).ok_or(ReceiptError::Forged)?;
         let flush = &receipt.flush;
-        verify_inclusion(receipt.index, flush.size, &receipt.held.leaf(), &receipt.path, &flush.root)
-            .map_err(|_| ReceiptError::Forged)?;
+        verify_inclusion(
+            receipt.index,
+            flush.size,
+            &receipt.held.leaf(),
+            &receipt.path,
+            &flush.root,
+        )
+        .map_err(|_| ReceiptError::Forged)?;
         key.verify(Domain::Receipt, cluster, &encode(flush), &receipt.signature)
             .map_err(|_| ReceiptError::Forged)?;
         Ok(receipt)

@@ -56,7 +56,9 @@ pub struct SignedCertificate {
 }
 
 /// What names a certificate: the hash of its encoding.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize,
+)]
 pub struct CertificateHash(Hash);
 
 impl CertificateHash {

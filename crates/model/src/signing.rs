@@ -91,7 +91,8 @@ impl PublicKey {
     ) -> Result<(), BadSignature> {
         let key = VerifyingKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
         let signature = DalekSignature::from_bytes(&signature.0);
-        key.verify_strict(&signed_bytes(domain, cluster, bytes), &signature).map_err(|_| BadSignature)
+        key.verify_strict(&signed_bytes(domain, cluster, bytes), &signature)
+            .map_err(|_| BadSignature)
     }
 }
 

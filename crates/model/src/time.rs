@@ -5,7 +5,17 @@ use borsh::{BorshDeserialize, BorshSerialize};
 /// Milliseconds since the Unix epoch by the cluster's own clock: the median of what a majority of
 /// the metadata members signed, never going back.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, BorshSerialize, BorshDeserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    BorshSerialize,
+    BorshDeserialize,
 )]
 pub struct LogTime(u64);
 

@@ -110,7 +110,11 @@ fn one_changed_slot_costs_one_page_a_level() {
 #[test]
 fn changes_out_of_order_or_beyond_the_end_are_refused() {
     let pages = BTreeMap::new();
-    for changes in [vec![(5, chunk(1))], vec![(2, chunk(1)), (2, chunk(2))], vec![(3, chunk(1)), (1, chunk(2))]] {
+    for changes in [
+        vec![(5, chunk(1))],
+        vec![(2, chunk(1)), (2, chunk(2))],
+        vec![(3, chunk(1)), (1, chunk(2))],
+    ] {
         assert_eq!(change(&pages, None, 0, 5, &changes), Err(ManifestError::Changes));
     }
 }

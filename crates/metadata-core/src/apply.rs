@@ -1,0 +1,375 @@
+//! Applying commands: check, then change.
+//!
+//! A bundle is checked as a whole (time, session, vault records), then its ops one after the other,
+//! each on an overlay of its own: an op that is refused leaves nothing behind, and one that relies
+//! on it meets a hash it did not expect and is refused too.
+
+use std::collections::BTreeMap;
+
+use coffer_model::bundle::{
+    Author, Bundle, BundleRejection, NOT_AFTER_MS_MAX, Outcomes, PAYLOAD_BYTES_MAX, Payloads,
+};
+use coffer_model::descriptor::{Descriptor, SignedDescriptor};
+use coffer_model::encoding::{decode, encode};
+use coffer_model::hash::{Hash, payload_hash};
+use coffer_model::id::ClusterId;
+use coffer_model::layout::Layout;
+use coffer_model::log::{ClockReading, LogBody, LogEntry, NodeReport, SystemOp};
+use coffer_model::manifest::Slot;
+use coffer_model::merkle::{Frontier, Tree, leaf_hash};
+use coffer_model::object::SessionLeaf;
+use coffer_model::op::{Op, Outcome, Rejection};
+use coffer_model::session::{CertificateHash, SESSION_MS_MAX};
+use coffer_model::signing::{Domain, Signature};
+use coffer_model::time::LogTime;
+
+use crate::command::{Prepared, Reply};
+use crate::state::{
+    CORE_VERSION, LoggedOp, OpRef, Repeat, Row, Usage, after_prefix, load, meta, op_key,
+    repeat_key, store,
+};
+use crate::tables::{Overlay, Table, TableError, Tables};
+
+mod ops;
+pub(crate) mod tree;
+
+/// How many forgotten requests one bundle clears away, so that the table keeps up with its growth.
+const REPEATS_CLEARED: usize = 4;
+
+/// The replica cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreError {
+    /// The store failed or holds bytes this software did not write.
+    #[error(transparent)]
+    Store(#[from] TableError),
+}
+
+/// Why an op did not go through: it was refused, or the store failed.
+pub(crate) enum Stop {
+    Refused(Rejection),
+    Store(TableError),
+}
+
+impl From<TableError> for Stop {
+    fn from(error: TableError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Rejection> for Stop {
+    fn from(rejection: Rejection) -> Self {
+        Self::Refused(rejection)
+    }
+}
+
+/// Applies one command. The caller writes the overlay's changes, all or none.
+pub fn apply<T: Tables>(tables: &mut Overlay<T>, command: &Prepared) -> Result<Reply, CoreError> {
+    match command {
+        Prepared::System(op) => {
+            system(tables, op)?;
+            Ok(Reply::System)
+        }
+        Prepared::Refused(rejection) => Ok(Reply::Refused(rejection.clone())),
+        Prepared::Submission(submission) => {
+            let (bundle, payloads) = submission.as_ref();
+            bundle_reply(tables, bundle, payloads).map_err(CoreError::Store)
+        }
+    }
+}
+
+/// What an op is applied in.
+pub(crate) struct Context<'a> {
+    pub(crate) cluster: ClusterId,
+    pub(crate) header: &'a coffer_model::bundle::Header,
+    pub(crate) blobs: BTreeMap<Hash, &'a [u8]>,
+    pub(crate) slots: BTreeMap<u16, &'a [(u64, Slot)]>,
+    pub(crate) time: LogTime,
+    pub(crate) open_registration: bool,
+}
+
+fn bundle_reply<T: Tables>(
+    tables: &mut Overlay<T>,
+    bundle: &Bundle,
+    payloads: &Payloads,
+) -> Result<Reply, TableError> {
+    let header = &bundle.header;
+    let repeat = repeat_key(&header.principal, &header.request);
+    if let Some(Repeat { outcomes, revision }) = load(tables, Table::Repeats, &repeat)? {
+        return Ok(Reply::Bundle { outcomes, revision, repeated: true });
+    }
+    let time = load(tables, Table::Meta, meta::TIME)?.unwrap_or(LogTime::ZERO);
+    let latest = time.plus_ms(NOT_AFTER_MS_MAX);
+    if header.not_after < time || header.not_after > latest {
+        return Ok(Reply::Refused(BundleRejection::Expired(time)));
+    }
+    if !author_may_sign(tables, bundle, time)? {
+        return Ok(Reply::Refused(BundleRejection::Session));
+    }
+    for vault in &header.vaults {
+        if tables.get(Table::VaultHashes, vault.as_hash().as_bytes())?.is_none() {
+            return Ok(Reply::Refused(BundleRejection::VaultChanged));
+        }
+    }
+    let Some((descriptor, cluster)) = cluster(tables)? else {
+        return Ok(Reply::Refused(BundleRejection::Cluster));
+    };
+
+    let context = Context {
+        cluster,
+        header,
+        blobs: payloads.blobs.iter().map(|blob| (payload_hash(blob), blob.as_slice())).collect(),
+        slots: payloads.slots.iter().map(|of| (of.op, of.changes.as_slice())).collect(),
+        time,
+        open_registration: descriptor.open_registration,
+    };
+    let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();
+    let sequence = frontier.size();
+    let mut outcomes = Outcomes::with_capacity(bundle.ops.len());
+    for (index, op) in (0u16..).zip(&bundle.ops) {
+        let at = OpRef { sequence, index };
+        let mut attempt = Overlay::new(&*tables);
+        match ops::apply(&mut attempt, &context, at, op) {
+            Ok(charged_bytes) => {
+                let changes = attempt.into_changes();
+                tables.merge(changes);
+                outcomes.push(Ok(Outcome { charged_bytes }));
+            }
+            Err(Stop::Refused(rejection)) => outcomes.push(Err(rejection)),
+            Err(Stop::Store(error)) => return Err(error),
+        }
+    }
+
+    let leaves: Vec<_> = bundle.signed.ops.iter().map(|op| leaf_hash(op)).collect();
+    let tree = Tree::new(&leaves);
+    for (index, op) in (0u16..).zip(&bundle.signed.ops) {
+        let path = tree.path(usize::from(index)).unwrap_or_default().to_vec();
+        let logged = LoggedOp { op: op.clone(), path };
+        tables.put(Table::LogOps, &op_key(OpRef { sequence, index }), store(&logged));
+    }
+    let body = LogBody::Bundle {
+        header: bundle.signed.header.clone(),
+        signature: bundle.signed.signature,
+        outcomes: outcomes.clone(),
+    };
+    append(tables, &mut frontier, time, body);
+    let revision = frontier.size();
+    let kept = Repeat { outcomes: outcomes.clone(), revision };
+    tables.put(Table::Repeats, &repeat, store(&kept));
+    let by_time = [header.not_after.unix_ms().to_be_bytes().as_slice(), &repeat].concat();
+    tables.put(Table::RepeatsByTime, &by_time, Vec::new());
+    forget_repeats(tables, time)?;
+    Ok(Reply::Bundle { outcomes, revision, repeated: false })
+}
+
+/// Requests whose not-after has passed cannot be applied again, so nothing needs to remember them.
+fn forget_repeats<T: Tables>(tables: &mut Overlay<T>, time: LogTime) -> Result<(), TableError> {
+    let end = time.unix_ms().to_be_bytes();
+    for (key, _) in tables.scan(Table::RepeatsByTime, &[], &end, REPEATS_CLEARED)? {
+        tables.delete(Table::RepeatsByTime, &key);
+        tables.delete(Table::Repeats, &key[8..]);
+    }
+    Ok(())
+}
+
+/// Whether the header's key may sign these ops now.
+fn author_may_sign(
+    tables: &impl Tables,
+    bundle: &Bundle,
+    time: LogTime,
+) -> Result<bool, TableError> {
+    let header = &bundle.header;
+    match header.author {
+        Author::Session(certificate) => {
+            let session = open_session(tables, &certificate, time)?;
+            Ok(session.is_some_and(|session| {
+                let certificate = &session.certificate.certificate;
+                certificate.key == header.key && certificate.principal == header.principal
+            }) && !bundle.ops.iter().any(signed_by_identity))
+        }
+        // Each of these ops compares the header's key with the identity itself.
+        Author::Identity => Ok(bundle.ops.iter().all(signed_by_identity)),
+    }
+}
+
+fn signed_by_identity(op: &Op) -> bool {
+    matches!(op, Op::Register { .. } | Op::OpenSession { .. } | Op::UpdateUser { .. })
+}
+
+/// The session with this certificate, if it counts at `time`.
+pub(crate) fn open_session(
+    tables: &impl Tables,
+    certificate: &CertificateHash,
+    time: LogTime,
+) -> Result<Option<SessionLeaf>, TableError> {
+    let row: Option<Row<SessionLeaf>> =
+        load(tables, Table::Sessions, certificate.as_hash().as_bytes())?;
+    Ok(row
+        .map(|row| row.leaf)
+        .filter(|session| !session.closed && session.certificate.certificate.expires > time))
+}
+
+/// Whether a certificate's times are acceptable when it is logged at `time`.
+pub(crate) fn certificate_times_fit(issued: LogTime, expires: LogTime, time: LogTime) -> bool {
+    issued <= time.plus_ms(NOT_AFTER_MS_MAX)
+        && expires > time
+        && expires > issued
+        && expires <= issued.plus_ms(SESSION_MS_MAX)
+}
+
+/// The descriptor and the cluster's id, once there is a cluster.
+pub(crate) fn cluster(tables: &impl Tables) -> Result<Option<(Descriptor, ClusterId)>, TableError> {
+    let Some(signed) = load::<SignedDescriptor>(tables, Table::Meta, meta::DESCRIPTOR)? else {
+        return Ok(None);
+    };
+    let descriptor: Descriptor =
+        decode("descriptor", &signed.bytes).map_err(|error| TableError(error.to_string()))?;
+    let id = ClusterId::from_bytes(*descriptor.hash().as_bytes());
+    Ok(Some((descriptor, id)))
+}
+
+fn append<T: Tables>(
+    tables: &mut Overlay<T>,
+    frontier: &mut Frontier,
+    time: LogTime,
+    body: LogBody,
+) {
+    let entry = LogEntry { sequence: frontier.size(), time, body };
+    tables.put(Table::Log, &entry.sequence.to_be_bytes(), store(&entry));
+    frontier.append(entry.leaf());
+    tables.put(Table::Meta, meta::FRONTIER, store(frontier));
+}
+
+/// Applies a system op; one that does not check out changes nothing and is not logged.
+fn system<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result<(), TableError> {
+    let time = load(tables, Table::Meta, meta::TIME)?.unwrap_or(LogTime::ZERO);
+    let applied_at = match op {
+        SystemOp::Genesis { descriptor, layout } => {
+            genesis(tables, descriptor, layout)?.then_some(time)
+        }
+        SystemOp::Tick { readings } => tick(tables, readings, time)?,
+        SystemOp::NodeReport { report, signature } => {
+            node_report(tables, report, signature)?.then_some(time)
+        }
+    };
+    if let Some(time) = applied_at {
+        let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();
+        append(tables, &mut frontier, time, LogBody::System(op.clone()));
+    }
+    Ok(())
+}
+
+fn genesis<T: Tables>(
+    tables: &mut Overlay<T>,
+    descriptor: &[u8],
+    layout: &[u8],
+) -> Result<bool, TableError> {
+    if tables.get(Table::Meta, meta::CLUSTER)?.is_some() {
+        return Ok(false);
+    }
+    let Ok(signed) = decode::<SignedDescriptor>("descriptor", descriptor) else { return Ok(false) };
+    let Ok((cluster, content)) = signed.verify_first(None) else { return Ok(false) };
+    if Layout::verify(layout, &cluster, &content.administrators).is_err() {
+        return Ok(false);
+    }
+    tables.put(Table::Meta, meta::CLUSTER, store(&cluster));
+    tables.put(Table::Meta, meta::DESCRIPTOR, descriptor.to_vec());
+    tables.put(Table::Meta, meta::LAYOUT, layout.to_vec());
+    tables.put(Table::Meta, meta::CORE_VERSION, store(&CORE_VERSION));
+    Ok(true)
+}
+
+/// The new log time, if the readings are good and it moves.
+fn tick<T: Tables>(
+    tables: &mut Overlay<T>,
+    readings: &[ClockReading],
+    time: LogTime,
+) -> Result<Option<LogTime>, TableError> {
+    let Some((descriptor, cluster)) = cluster(tables)? else { return Ok(None) };
+    if readings.len() > descriptor.members.len()
+        || readings.len() <= descriptor.members.len() / 2
+        || !readings.windows(2).all(|pair| pair[0].member < pair[1].member)
+    {
+        return Ok(None);
+    }
+    for reading in readings {
+        let bytes = encode(&(reading.member, reading.time));
+        let good = descriptor.member_key(reading.member).is_some_and(|key| {
+            key.verify(Domain::ClockReading, &cluster, &bytes, &reading.signature).is_ok()
+        });
+        if !good {
+            return Ok(None);
+        }
+    }
+    let mut times: Vec<LogTime> = readings.iter().map(|reading| reading.time).collect();
+    times.sort_unstable();
+    let median = times[(times.len() - 1) / 2];
+    if median <= time {
+        return Ok(None);
+    }
+    tables.put(Table::Meta, meta::TIME, store(&median));
+    Ok(Some(median))
+}
+
+fn node_report<T: Tables>(
+    tables: &mut Overlay<T>,
+    bytes: &[u8],
+    signature: &Signature,
+) -> Result<bool, TableError> {
+    let Some((descriptor, cluster)) = cluster(tables)? else { return Ok(false) };
+    let Ok(report) = decode::<NodeReport>("node report", bytes) else { return Ok(false) };
+    let signed = descriptor
+        .node_key(report.node)
+        .is_some_and(|key| key.verify(Domain::NodeReport, &cluster, bytes, signature).is_ok());
+    let former: Option<NodeReport> = load(tables, Table::Nodes, report.node.as_bytes())?;
+    if !signed || former.is_some_and(|former| former.number >= report.number) {
+        return Ok(false);
+    }
+    tables.put(Table::Nodes, report.node.as_bytes(), bytes.to_vec());
+    Ok(true)
+}
+
+impl Context<'_> {
+    /// The payload a leaf names: it must have come with the bundle, or be the one that stands
+    /// already.
+    pub(crate) fn payload(
+        &self,
+        hash: &Hash,
+        standing: Option<&[u8]>,
+    ) -> Result<Vec<u8>, Rejection> {
+        let blob = match self.blobs.get(hash) {
+            Some(blob) => blob,
+            None => {
+                standing.filter(|bytes| payload_hash(bytes) == *hash).ok_or(Rejection::Payload)?
+            }
+        };
+        if blob.len() > PAYLOAD_BYTES_MAX {
+            return Err(Rejection::Payload);
+        }
+        Ok(blob.to_vec())
+    }
+}
+
+/// Adds to what a home, and all homes, have used.
+pub(crate) fn charge<T: Tables>(
+    tables: &mut Overlay<T>,
+    home: &coffer_model::id::InodeId,
+    more: Usage,
+) -> Result<(), TableError> {
+    for (table, key) in [(Table::Usage, home.as_bytes().as_slice()), (Table::Meta, meta::TOTAL)] {
+        let mut usage: Usage = load(tables, table, key)?.unwrap_or_default();
+        usage.bytes = usage.bytes.saturating_add(more.bytes);
+        usage.inodes = usage.inodes.saturating_add(more.inodes);
+        usage.rows = usage.rows.saturating_add(more.rows);
+        tables.put(table, key, store(&usage));
+    }
+    Ok(())
+}
+
+/// Whether any row's key starts with `prefix`.
+pub(crate) fn any_with_prefix(
+    tables: &impl Tables,
+    table: Table,
+    prefix: &[u8],
+) -> Result<bool, TableError> {
+    Ok(!tables.scan(table, prefix, &after_prefix(prefix), 1)?.is_empty())
+}

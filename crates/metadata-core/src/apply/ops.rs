@@ -1,0 +1,766 @@
+//! Ops, one function each: preconditions first, in the order a reader would ask, then the changes.
+
+use coffer_model::authorize::authorize;
+use coffer_model::hash::Hash;
+use coffer_model::id::InodeId;
+use coffer_model::log::ChunkRow;
+use coffer_model::manifest::{self, ManifestError, Page, Pages, Root, SLOTS_MAX, Slot};
+use coffer_model::name::{PATH_DEPTH_MAX, UserName};
+use coffer_model::object::{
+    AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object, Role,
+    SessionLeaf, StagedLeaf, UserLeaf, VAULT_MEMBERS_MAX, VaultLeaf, WRAP_BYTES_MAX,
+};
+use coffer_model::op::{Base, Change, HeadChange, Op, Rejection};
+use coffer_model::session::CertificateHash;
+use coffer_model::time::LogTime;
+
+use crate::apply::tree::{directory, inode_state, live_place};
+use crate::apply::{Context, Stop, certificate_times_fit, charge};
+use crate::state::{
+    InodeState, OpRef, Row, Usage, entry_key, load, meta, page_key, row_key, staged_key, store,
+    trash_key, version_key,
+};
+use crate::tables::{Overlay, Table, Tables};
+
+/// What an entry costs its home beyond its payloads.
+const ENTRY_BYTES: u64 = 256;
+
+/// Applies one op and gives the bytes it charged.
+pub(crate) fn apply<T: Tables>(
+    tables: &mut Overlay<T>,
+    context: &Context<'_>,
+    at: OpRef,
+    op: &Op,
+) -> Result<u64, Stop> {
+    let mut step = Step { tables, context, at, charged: 0 };
+    match op {
+        Op::Register { user, vault, attrs } => step.register(user, vault, attrs)?,
+        Op::UpdateUser { user } => step.update_user(user)?,
+        Op::OpenSession { session } => step.open_session(session)?,
+        Op::CloseSession { session } => step.close_session(session)?,
+        Op::Create { entry, attrs, head } => step.create(entry, attrs, head.as_ref())?,
+        Op::Commit { head, attrs } => step.commit(head, attrs.as_ref())?,
+        Op::Stage { staged, base, receipts_until } => {
+            step.stage(staged, *base, *receipts_until)?;
+        }
+        Op::SetAttrs { attrs } => step.set_attrs(attrs)?,
+        Op::Rename { from, to } => step.rename(from, to)?,
+        Op::Remove { entry, only_empty } => step.remove(entry, *only_empty)?,
+        Op::Undelete { entry } => step.undelete(entry)?,
+    }
+    Ok(step.charged)
+}
+
+struct Step<'a, 'c, T> {
+    tables: &'a mut Overlay<T>,
+    context: &'a Context<'c>,
+    at: OpRef,
+    charged: u64,
+}
+
+fn invalid(why: &str) -> Stop {
+    Stop::Refused(Rejection::Invalid(why.to_owned()))
+}
+
+/// Compare-and-swap: the object must hold exactly the expected leaf.
+fn expect<L>(
+    object: Object,
+    current: Option<&Row<L>>,
+    expected: Option<LeafHash>,
+) -> Result<(), Rejection> {
+    let current = current.map(|row| row.hash);
+    if current == expected { Ok(()) } else { Err(Rejection::Conflict { object, current }) }
+}
+
+struct StoredPages<'a, T> {
+    tables: &'a Overlay<T>,
+    inode: InodeId,
+}
+
+impl<T: Tables> Pages for StoredPages<'_, T> {
+    fn page(&self, hash: &Hash) -> Result<Option<Page>, ManifestError> {
+        // A store that fails shows as a missing page here; the replica notices at its next write.
+        match self.tables.get(Table::Pages, &page_key(&self.inode, hash)) {
+            Ok(Some(bytes)) => Page::parse(&bytes).map(Some),
+            Ok(None) | Err(_) => Ok(None),
+        }
+    }
+}
+
+/// The manifest a change starts from.
+struct From {
+    root: Root,
+    slots: u64,
+}
+
+impl<T: Tables> Step<'_, '_, T> {
+    // -- users and sessions ---------------------------------------------------------------------
+
+    fn register(
+        &mut self,
+        user: &Change<UserName, UserLeaf>,
+        vault: &Change<InodeId, VaultLeaf>,
+        attrs: &Change<InodeId, AttrsLeaf>,
+    ) -> Result<(), Stop> {
+        let header = self.context.header;
+        let leaf = &user.leaf;
+        if leaf.principal != header.principal || leaf.identity != header.key {
+            return Err(Rejection::Denied.into());
+        }
+        if !self.context.open_registration {
+            return Err(Rejection::InviteRequired.into());
+        }
+        let taken = self.tables.get(Table::Users, user.key.as_str().as_bytes())?.is_some()
+            || self.tables.get(Table::Principals, leaf.principal.as_bytes())?.is_some();
+        if taken {
+            return Err(Rejection::NameTaken.into());
+        }
+        if user.expected.is_some() || vault.expected.is_some() || attrs.expected.is_some() {
+            return Err(invalid("a new user replaces nothing"));
+        }
+        if inode_state(self.tables, &leaf.home)?.is_some() {
+            return Err(Rejection::InodeExists.into());
+        }
+        if leaf.keyring_epoch != 1 {
+            return Err(invalid("the first keyring has epoch 1"));
+        }
+        if vault.key != leaf.home || vault.leaf.home != leaf.home || attrs.key != leaf.home {
+            return Err(invalid("vault and attributes belong to the home's root"));
+        }
+        check_vault(&vault.leaf)?;
+        let alone = vault.leaf.members.len() == 1
+            && vault.leaf.role_of(leaf.principal) == Some(Role::Admin);
+        if !alone {
+            return Err(invalid("a new home has its user as its one member"));
+        }
+        let keyring = self.context.payload(&leaf.keyring, None)?;
+        let login_record = self.context.payload(&leaf.login_record, None)?;
+        let state = InodeState {
+            kind: Kind::Directory,
+            home: leaf.home,
+            parent: None,
+            linked: true,
+            children: 0,
+            vault: true,
+        };
+        self.tables.put(Table::Inodes, leaf.home.as_bytes(), store(&state));
+        self.tables.put(Table::Principals, leaf.principal.as_bytes(), user.key.as_str().into());
+        let row = self.row(
+            Object::User(user.key.clone()),
+            user.expected,
+            leaf,
+            Leaf::User,
+            keyring,
+            login_record,
+        );
+        self.tables.put(Table::Users, user.key.as_str().as_bytes(), store(&row));
+        self.put_vault(vault)?;
+        self.put_attrs(attrs, None)?;
+        self.charge(&leaf.home, ENTRY_BYTES, 1, 0)
+    }
+
+    fn update_user(&mut self, user: &Change<UserName, UserLeaf>) -> Result<(), Stop> {
+        let key = user.key.as_str().as_bytes();
+        let row: Row<UserLeaf> =
+            load(self.tables, Table::Users, key)?.ok_or(Rejection::NotFound)?;
+        let (old, new) = (&row.leaf, &user.leaf);
+        if old.identity != self.context.header.key || old.principal != self.context.header.principal
+        {
+            return Err(Rejection::Denied.into());
+        }
+        expect(Object::User(user.key.clone()), Some(&row), user.expected)?;
+        let only_keys_change = UserLeaf {
+            keyring: new.keyring,
+            keyring_epoch: new.keyring_epoch,
+            login_record: new.login_record,
+            ..old.clone()
+        } == *new;
+        if !only_keys_change || new.keyring_epoch != old.keyring_epoch + 1 {
+            return Err(invalid(
+                "only keyring and login record change, and the epoch rises by one",
+            ));
+        }
+        let keyring = self.context.payload(&new.keyring, None)?;
+        let login_record = self.context.payload(&new.login_record, Some(&row.second))?;
+        let row = self.row(
+            Object::User(user.key.clone()),
+            user.expected,
+            new,
+            Leaf::User,
+            keyring,
+            login_record,
+        );
+        self.tables.put(Table::Users, key, store(&row));
+        Ok(())
+    }
+
+    fn open_session(&mut self, session: &Change<CertificateHash, SessionLeaf>) -> Result<(), Stop> {
+        let header = self.context.header;
+        let certificate = &session.leaf.certificate.certificate;
+        let name = self
+            .tables
+            .get(Table::Principals, header.principal.as_bytes())?
+            .ok_or(Rejection::NotFound)?;
+        let user: Row<UserLeaf> =
+            load(self.tables, Table::Users, &name)?.ok_or(Rejection::NotFound)?;
+        let vouched = user.leaf.identity == header.key
+            && certificate.principal == header.principal
+            && certificate.cluster == self.context.cluster
+            && certificate.suite == coffer_model::SUITE
+            && session.leaf.certificate.verify(&user.leaf.identity).is_ok();
+        if !vouched {
+            return Err(Rejection::Denied.into());
+        }
+        if session.key != certificate.hash() || session.leaf.closed {
+            return Err(invalid("an open session is named by its certificate"));
+        }
+        if !certificate_times_fit(certificate.issued, certificate.expires, self.context.time) {
+            return Err(invalid("a session lasts at most 12 hours from now"));
+        }
+        self.put_session(session)
+    }
+
+    fn close_session(
+        &mut self,
+        session: &Change<CertificateHash, SessionLeaf>,
+    ) -> Result<(), Stop> {
+        let key = session.key.as_hash().as_bytes();
+        let row: Row<SessionLeaf> =
+            load(self.tables, Table::Sessions, key)?.ok_or(Rejection::NotFound)?;
+        if row.leaf.certificate.certificate.principal != self.context.header.principal {
+            return Err(Rejection::Denied.into());
+        }
+        if !session.leaf.closed || session.leaf.certificate != row.leaf.certificate {
+            return Err(invalid("closing a session changes nothing else"));
+        }
+        self.put_session(session)
+    }
+
+    fn put_session(&mut self, session: &Change<CertificateHash, SessionLeaf>) -> Result<(), Stop> {
+        let key = session.key.as_hash().as_bytes();
+        let current: Option<Row<SessionLeaf>> = load(self.tables, Table::Sessions, key)?;
+        let object = Object::Session(session.key);
+        expect(object.clone(), current.as_ref(), session.expected)?;
+        let row = self.row(
+            object,
+            session.expected,
+            &session.leaf,
+            Leaf::Session,
+            Vec::new(),
+            Vec::new(),
+        );
+        self.tables.put(Table::Sessions, key, store(&row));
+        Ok(())
+    }
+
+    // -- content --------------------------------------------------------------------------------
+
+    fn create(
+        &mut self,
+        entry: &Change<EntryKey, EntryLeaf>,
+        attrs: &Change<InodeId, AttrsLeaf>,
+        head: Option<&HeadChange>,
+    ) -> Result<(), Stop> {
+        let (key, leaf) = (&entry.key, &entry.leaf);
+        let home = self.writable_directory(&key.directory, None)?;
+        check_entry(leaf)?;
+        if leaf.state != EntryState::Live || leaf.adopted_at != 0 {
+            return Err(invalid("a new name is live and adopts nothing"));
+        }
+        match (leaf.kind, head) {
+            (Kind::Directory, None) | (Kind::File | Kind::Symlink, Some(_)) => {}
+            _ => return Err(invalid("files and symlinks have content, directories have none")),
+        }
+        if attrs.key != leaf.inode || head.is_some_and(|head| head.change.key != leaf.inode) {
+            return Err(invalid("name, attributes and content belong to one inode"));
+        }
+        let standing = self.free_name(entry)?;
+        if inode_state(self.tables, &leaf.inode)?.is_some() {
+            return Err(Rejection::InodeExists.into());
+        }
+        if let Some(standing) = standing {
+            self.to_trash(key, standing);
+        }
+        self.link(entry, None)?;
+        let state = InodeState {
+            kind: leaf.kind,
+            home,
+            parent: Some(*key),
+            linked: true,
+            children: 0,
+            vault: false,
+        };
+        self.tables.put(Table::Inodes, leaf.inode.as_bytes(), store(&state));
+        self.count_children(&key.directory, 1)?;
+        self.put_attrs(attrs, None)?;
+        if let Some(head) = head {
+            self.put_head(head, &home)?;
+        }
+        self.charge(&home, ENTRY_BYTES, 1, 0)
+    }
+
+    fn commit(
+        &mut self,
+        head: &HeadChange,
+        attrs: Option<&Change<InodeId, AttrsLeaf>>,
+    ) -> Result<(), Stop> {
+        let inode = &head.change.key;
+        let home = self.writable(inode)?;
+        if let Some(Kind::Directory) = inode_state(self.tables, inode)?.map(|state| state.kind) {
+            return Err(Rejection::IsADirectory.into());
+        }
+        if attrs.is_some_and(|attrs| attrs.key != *inode) {
+            return Err(invalid("content and attributes belong to one inode"));
+        }
+        self.put_head(head, &home)?;
+        if let Some(attrs) = attrs {
+            self.replace_attrs(attrs)?;
+        }
+        Ok(())
+    }
+
+    fn stage(
+        &mut self,
+        staged: &Change<coffer_model::object::StagedKey, StagedLeaf>,
+        base: Base,
+        receipts_until: Option<LogTime>,
+    ) -> Result<(), Stop> {
+        let (key, leaf) = (&staged.key, &staged.leaf);
+        let home = self.writable_directory(&leaf.directory, None)?;
+        if inode_state(self.tables, &key.inode)?.is_some() && self.writable(&key.inode)? != home {
+            return Err(Rejection::CrossHome.into());
+        }
+        let stored_key = staged_key(key);
+        let current: Option<Row<StagedLeaf>> = load(self.tables, Table::Staged, &stored_key)?;
+        let object = Object::Staged(*key);
+        expect(object.clone(), current.as_ref(), staged.expected)?;
+        let from = match (base, &current) {
+            (Base::Staged, Some(row)) => {
+                if row.leaf.class != leaf.class || row.leaf.directory != leaf.directory {
+                    return Err(invalid("a partial version keeps its class and directory"));
+                }
+                From { root: row.leaf.root, slots: row.leaf.slots }
+            }
+            (Base::Empty, None) => From { root: None, slots: 0 },
+            (Base::Version(version), None) => self.version(&key.inode, version, leaf.class)?,
+            _ => return Err(invalid("the first part starts anew, each next at the one before")),
+        };
+        self.put_slots(&key.inode, &home, from, leaf.slots, leaf.root, receipts_until)?;
+        let row = self.row(object, staged.expected, leaf, Leaf::Staged, Vec::new(), Vec::new());
+        self.tables.put(Table::Staged, &stored_key, store(&row));
+        Ok(())
+    }
+
+    fn set_attrs(&mut self, attrs: &Change<InodeId, AttrsLeaf>) -> Result<(), Stop> {
+        self.writable(&attrs.key)?;
+        self.replace_attrs(attrs)
+    }
+
+    // -- names ----------------------------------------------------------------------------------
+
+    fn rename(
+        &mut self,
+        from: &Change<EntryKey, EntryLeaf>,
+        to: &Change<EntryKey, EntryLeaf>,
+    ) -> Result<(), Stop> {
+        let source_home = self.writable_directory(&from.key.directory, None)?;
+        let source = self.live_row(from)?;
+        let inode = source.leaf.inode;
+        let moving_directory = source.leaf.kind == Kind::Directory;
+        let home =
+            self.writable_directory(&to.key.directory, moving_directory.then_some(&inode))?;
+        if home != source_home {
+            return Err(Rejection::CrossHome.into());
+        }
+        if from.key == to.key {
+            return Err(invalid("a rename needs two names"));
+        }
+        let tombstone =
+            EntryLeaf { state: EntryState::Moved { to: to.key }, ..source.leaf.clone() };
+        if from.leaf != tombstone {
+            return Err(invalid("the old name becomes a tombstone that says where it went"));
+        }
+        check_entry(&to.leaf)?;
+        let fits = to.leaf.inode == inode
+            && to.leaf.kind == source.leaf.kind
+            && to.leaf.state == EntryState::Live
+            && to.leaf.adopted_at <= self.at.sequence;
+        if !fits {
+            return Err(invalid("the new name points at what the old one did"));
+        }
+        let target_key = entry_key(&to.key);
+        let target: Option<Row<EntryLeaf>> = load(self.tables, Table::Entries, &target_key)?;
+        expect(Object::Entry(to.key), target.as_ref(), to.expected)?;
+        let mut replaced_live = false;
+        if let Some(target) = target {
+            if target.leaf.state == EntryState::Live {
+                self.check_replaceable(&target.leaf, moving_directory)?;
+                self.unlink(&target.leaf.inode)?;
+                replaced_live = true;
+            }
+            self.to_trash(&to.key, target);
+        }
+        let row = self.row(
+            Object::Entry(from.key),
+            from.expected,
+            &from.leaf,
+            Leaf::Entry,
+            source.payload,
+            Vec::new(),
+        );
+        self.tables.put(Table::Entries, &entry_key(&from.key), store(&row));
+        self.link(to, None)?;
+        let mut state = inode_state(self.tables, &inode)?.ok_or(Rejection::NotFound)?;
+        state.parent = Some(to.key);
+        self.tables.put(Table::Inodes, inode.as_bytes(), store(&state));
+        self.count_children(&from.key.directory, -1)?;
+        if !replaced_live {
+            self.count_children(&to.key.directory, 1)?;
+        }
+        self.charge(&home, ENTRY_BYTES, 0, 0)
+    }
+
+    /// Whether a rename may put something in the place of `target`.
+    fn check_replaceable(&self, target: &EntryLeaf, by_directory: bool) -> Result<(), Stop> {
+        match (target.kind == Kind::Directory, by_directory) {
+            (true, false) => Err(Rejection::IsADirectory.into()),
+            (false, true) => Err(Rejection::NotADirectory.into()),
+            (true, true) if directory(self.tables, &target.inode)?.children > 0 => {
+                Err(Rejection::NotEmpty.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn remove(
+        &mut self,
+        entry: &Change<EntryKey, EntryLeaf>,
+        only_empty: bool,
+    ) -> Result<(), Stop> {
+        self.writable_directory(&entry.key.directory, None)?;
+        let row = self.live_row(entry)?;
+        if entry.leaf != (EntryLeaf { state: EntryState::Deleted, ..row.leaf.clone() }) {
+            return Err(invalid("a tombstone keeps everything but the state"));
+        }
+        let inode = row.leaf.inode;
+        if only_empty
+            && row.leaf.kind == Kind::Directory
+            && directory(self.tables, &inode)?.children > 0
+        {
+            return Err(Rejection::NotEmpty.into());
+        }
+        self.link(entry, Some(&row.payload))?;
+        self.unlink(&inode)?;
+        self.count_children(&entry.key.directory, -1)
+    }
+
+    fn undelete(&mut self, entry: &Change<EntryKey, EntryLeaf>) -> Result<(), Stop> {
+        let (key, leaf) = (&entry.key, &entry.leaf);
+        let home = self.writable_directory(&key.directory, None)?;
+        check_entry(leaf)?;
+        if leaf.state != EntryState::Live {
+            return Err(invalid("what is restored is live"));
+        }
+        let mut state = inode_state(self.tables, &leaf.inode)?.ok_or(Rejection::NotFound)?;
+        if state.home != home {
+            return Err(Rejection::CrossHome.into());
+        }
+        if state.linked || state.kind != leaf.kind || leaf.adopted_at > self.at.sequence {
+            return Err(invalid("only what is deleted can be restored, as what it was"));
+        }
+        let standing = self.free_name(entry)?;
+        let mut payload = None;
+        if let Some(standing) = standing {
+            if standing.leaf.inode == leaf.inode {
+                payload = Some(standing.payload);
+            } else {
+                self.to_trash(key, standing);
+            }
+        }
+        if let Some(parent) = &state.parent {
+            self.tables.delete(Table::Trash, &trash_key(&parent.directory, &leaf.inode));
+        }
+        self.link(entry, payload.as_deref())?;
+        state.parent = Some(*key);
+        state.linked = true;
+        self.tables.put(Table::Inodes, leaf.inode.as_bytes(), store(&state));
+        self.count_children(&key.directory, 1)
+    }
+
+    // -- parts ----------------------------------------------------------------------------------
+
+    /// The home of a live inode the author may write to.
+    fn writable(&self, inode: &InodeId) -> Result<InodeId, Stop> {
+        let place = live_place(self.tables, inode, None)?;
+        authorize(&place.vault, self.context.header.principal, Role::Writer)?;
+        Ok(place.home)
+    }
+
+    /// The home of a live directory the author may write to, with room for one more level.
+    fn writable_directory(
+        &self,
+        inode: &InodeId,
+        avoid: Option<&InodeId>,
+    ) -> Result<InodeId, Stop> {
+        directory(self.tables, inode)?;
+        let place = live_place(self.tables, inode, avoid)?;
+        authorize(&place.vault, self.context.header.principal, Role::Writer)?;
+        if place.depth + 1 >= PATH_DEPTH_MAX {
+            return Err(Rejection::TooDeep.into());
+        }
+        Ok(place.home)
+    }
+
+    /// The live entry a change starts from.
+    fn live_row(&self, change: &Change<EntryKey, EntryLeaf>) -> Result<Row<EntryLeaf>, Stop> {
+        let row: Option<Row<EntryLeaf>> =
+            load(self.tables, Table::Entries, &entry_key(&change.key))?;
+        expect(Object::Entry(change.key), row.as_ref(), change.expected)?;
+        row.filter(|row| row.leaf.state == EntryState::Live)
+            .ok_or(Stop::Refused(Rejection::NotFound))
+    }
+
+    /// What stands under a name that must not be live.
+    fn free_name(
+        &self,
+        change: &Change<EntryKey, EntryLeaf>,
+    ) -> Result<Option<Row<EntryLeaf>>, Stop> {
+        let row: Option<Row<EntryLeaf>> =
+            load(self.tables, Table::Entries, &entry_key(&change.key))?;
+        let object = Object::Entry(change.key);
+        expect(object.clone(), row.as_ref(), change.expected)?;
+        if let Some(row) = row.as_ref().filter(|row| row.leaf.state == EntryState::Live) {
+            return Err(Rejection::Conflict { object, current: Some(row.hash) }.into());
+        }
+        Ok(row)
+    }
+
+    fn link(
+        &mut self,
+        entry: &Change<EntryKey, EntryLeaf>,
+        standing: Option<&[u8]>,
+    ) -> Result<(), Stop> {
+        let name = self.context.payload(&entry.leaf.name, standing)?;
+        let object = Object::Entry(entry.key);
+        let row = self.row(object, entry.expected, &entry.leaf, Leaf::Entry, name, Vec::new());
+        self.tables.put(Table::Entries, &entry_key(&entry.key), store(&row));
+        Ok(())
+    }
+
+    /// Keeps what a reused name pointed at. A `Moved` tombstone points at nothing that is gone.
+    fn to_trash(&mut self, key: &EntryKey, row: Row<EntryLeaf>) {
+        if !matches!(row.leaf.state, EntryState::Moved { .. }) {
+            let trash = trash_key(&key.directory, &row.leaf.inode);
+            self.tables.put(Table::Trash, &trash, store(&row));
+        }
+    }
+
+    fn unlink(&mut self, inode: &InodeId) -> Result<(), Stop> {
+        let mut state = inode_state(self.tables, inode)?.ok_or(Rejection::NotFound)?;
+        state.linked = false;
+        self.tables.put(Table::Inodes, inode.as_bytes(), store(&state));
+        Ok(())
+    }
+
+    fn count_children(&mut self, inode: &InodeId, by: i64) -> Result<(), Stop> {
+        let mut state = directory(self.tables, inode)?;
+        state.children = state.children.saturating_add_signed(by);
+        self.tables.put(Table::Inodes, inode.as_bytes(), store(&state));
+        Ok(())
+    }
+
+    fn put_vault(&mut self, vault: &Change<InodeId, VaultLeaf>) -> Result<(), Stop> {
+        let row = self.row(
+            Object::Vault(vault.key),
+            vault.expected,
+            &vault.leaf,
+            Leaf::Vault,
+            Vec::new(),
+            Vec::new(),
+        );
+        self.tables.put(
+            Table::VaultHashes,
+            row.hash.as_hash().as_bytes(),
+            vault.key.as_bytes().to_vec(),
+        );
+        self.tables.put(Table::Vaults, vault.key.as_bytes(), store(&row));
+        Ok(())
+    }
+
+    fn replace_attrs(&mut self, attrs: &Change<InodeId, AttrsLeaf>) -> Result<(), Stop> {
+        let current: Option<Row<AttrsLeaf>> =
+            load(self.tables, Table::Attrs, attrs.key.as_bytes())?;
+        expect(Object::Attrs(attrs.key), current.as_ref(), attrs.expected)?;
+        self.put_attrs(attrs, current.as_ref().map(|row| row.payload.as_slice()))
+    }
+
+    fn put_attrs(
+        &mut self,
+        attrs: &Change<InodeId, AttrsLeaf>,
+        standing: Option<&[u8]>,
+    ) -> Result<(), Stop> {
+        if standing.is_none() && attrs.expected.is_some() {
+            let (object, current) = (Object::Attrs(attrs.key), None);
+            return Err(Rejection::Conflict { object, current }.into());
+        }
+        let payload = self.context.payload(&attrs.leaf.payload, standing)?;
+        let row = self.row(
+            Object::Attrs(attrs.key),
+            attrs.expected,
+            &attrs.leaf,
+            Leaf::Attrs,
+            payload,
+            Vec::new(),
+        );
+        self.tables.put(Table::Attrs, attrs.key.as_bytes(), store(&row));
+        Ok(())
+    }
+
+    fn put_head(&mut self, head: &HeadChange, home: &InodeId) -> Result<(), Stop> {
+        let (inode, leaf) = (&head.change.key, &head.change.leaf);
+        let current: Option<Row<HeadLeaf>> = load(self.tables, Table::Heads, inode.as_bytes())?;
+        let object = Object::Head(*inode);
+        expect(object.clone(), current.as_ref(), head.change.expected)?;
+        if leaf.version != current.as_ref().map_or(0, |row| row.leaf.version) + 1 {
+            return Err(invalid("versions are counted one by one"));
+        }
+        let from = match head.base {
+            Base::Empty => From { root: None, slots: 0 },
+            Base::Version(version) => self.version(inode, version, leaf.class)?,
+            Base::Staged => {
+                let key = coffer_model::object::StagedKey { inode: *inode, write: leaf.write };
+                let row: Row<StagedLeaf> = load(self.tables, Table::Staged, &staged_key(&key))?
+                    .ok_or(Rejection::Manifest)?;
+                if row.leaf.class != leaf.class {
+                    return Err(Rejection::Manifest.into());
+                }
+                From { root: row.leaf.root, slots: row.leaf.slots }
+            }
+        };
+        if leaf.restored != 0 && head.base != Base::Version(leaf.restored) {
+            return Err(invalid("a restored version is based on the one it brings back"));
+        }
+        self.put_slots(inode, home, from, leaf.slots, leaf.root, head.receipts_until)?;
+        let payload = self.context.payload(&leaf.payload, None)?;
+        self.charge(home, length(&payload), 0, 0)?;
+        if let Some(former) = current {
+            let key = version_key(inode, former.leaf.version);
+            self.tables.put(Table::Versions, &key, store(&former));
+        }
+        let row = self.row(object, head.change.expected, leaf, Leaf::Head, payload, Vec::new());
+        self.tables.put(Table::Heads, inode.as_bytes(), store(&row));
+        Ok(())
+    }
+
+    /// The manifest of a version of the same file and class.
+    fn version(
+        &self,
+        inode: &InodeId,
+        version: u64,
+        class: coffer_model::chunk::ChunkClass,
+    ) -> Result<From, Stop> {
+        let head: Option<Row<HeadLeaf>> = load(self.tables, Table::Heads, inode.as_bytes())?;
+        let row = match head.filter(|row| row.leaf.version == version) {
+            Some(row) => Some(row),
+            None => load(self.tables, Table::Versions, &version_key(inode, version))?,
+        };
+        let leaf = row.ok_or(Rejection::Manifest)?.leaf;
+        if leaf.class != class {
+            return Err(Rejection::Manifest.into());
+        }
+        Ok(From { root: leaf.root, slots: leaf.slots })
+    }
+
+    /// Puts the op's changed slots into a manifest, checks the signed root, and makes the rows that
+    /// storage nodes follow. The chunks are named from here on.
+    fn put_slots(
+        &mut self,
+        inode: &InodeId,
+        home: &InodeId,
+        from: From,
+        slots: u64,
+        root: Root,
+        receipts_until: Option<LogTime>,
+    ) -> Result<(), Stop> {
+        if slots > SLOTS_MAX {
+            return Err(Rejection::Manifest.into());
+        }
+        let changes = self.context.slots.get(&self.at.index).copied().unwrap_or_default();
+        let pages = StoredPages { tables: &*self.tables, inode: *inode };
+        let changed = manifest::change(&pages, from.root, from.slots, slots, changes)
+            .map_err(|_| Rejection::Manifest)?;
+        if changed.root != root {
+            return Err(Rejection::Manifest.into());
+        }
+        let mut bytes = 0;
+        for (hash, page) in changed.pages {
+            bytes += length(&page);
+            self.tables.put(Table::Pages, &page_key(inode, &hash), page);
+        }
+        let mut position: u64 = load(self.tables, Table::Meta, meta::FEED)?.unwrap_or(0);
+        let first = position;
+        for (_, slot) in changes {
+            let Slot::Chunk(chunk) = slot else { continue };
+            position += 1;
+            bytes += u64::from(chunk.length);
+            let row = ChunkRow {
+                chunk: chunk.chunk,
+                length: chunk.length,
+                inode: *inode,
+                scheme: chunk.scheme,
+            };
+            let stored = store(&row);
+            self.tables.put(Table::Rows, &row_key(&row.chunk, position), stored.clone());
+            self.tables.put(Table::Feed, &position.to_be_bytes(), stored);
+        }
+        if position > first {
+            // Nodes may have forgotten what no commit named in time.
+            match receipts_until {
+                Some(until) if until >= self.context.time => {}
+                _ => return Err(Rejection::ReceiptsExpired.into()),
+            }
+            self.tables.put(Table::Meta, meta::FEED, store(&position));
+        }
+        self.charge(home, bytes, 0, position - first)
+    }
+
+    fn charge(&mut self, home: &InodeId, bytes: u64, inodes: u64, rows: u64) -> Result<(), Stop> {
+        self.charged = self.charged.saturating_add(bytes);
+        Ok(charge(self.tables, home, Usage { bytes, inodes, rows })?)
+    }
+
+    fn row<L: Clone>(
+        &self,
+        object: Object,
+        expected: Option<LeafHash>,
+        leaf: &L,
+        wrap: impl Fn(L) -> Leaf,
+        payload: Vec<u8>,
+        second: Vec<u8>,
+    ) -> Row<L> {
+        let hash = LeafHash::of(&self.context.cluster, &object, expected, &wrap(leaf.clone()));
+        Row { at: self.at, hash, leaf: leaf.clone(), payload, second, time: self.context.time }
+    }
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    bytes.len() as u64
+}
+
+fn check_entry(leaf: &EntryLeaf) -> Result<(), Stop> {
+    if leaf.wrap.is_empty() || leaf.wrap.len() > WRAP_BYTES_MAX {
+        return Err(invalid("a wrapped key has 1 to 256 bytes"));
+    }
+    if !matches!(leaf.kind, Kind::Directory | Kind::File | Kind::Symlink) {
+        return Err(invalid("this version knows files, directories and symlinks"));
+    }
+    Ok(())
+}
+
+fn check_vault(leaf: &VaultLeaf) -> Result<(), Stop> {
+    let ascending = leaf.members.windows(2).all(|pair| pair[0].principal < pair[1].principal);
+    if !ascending || leaf.members.is_empty() || leaf.members.len() > VAULT_MEMBERS_MAX {
+        return Err(invalid("a vault has 1 to 1024 members, ascending"));
+    }
+    Ok(())
+}

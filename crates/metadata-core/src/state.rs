@@ -1,0 +1,181 @@
+//! The values in the tables, and how keys are built.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use coffer_model::bundle::Outcomes;
+use coffer_model::encoding::{decode, encode};
+use coffer_model::id::{ChunkId, InodeId, PrincipalId, RequestId};
+use coffer_model::merkle::TreeHash;
+use coffer_model::object::{EntryKey, Kind, LeafHash, StagedKey};
+use coffer_model::time::LogTime;
+
+use crate::tables::{Table, TableError, Tables};
+
+/// The version of everything in these tables; raised by an op once every voter supports it.
+pub const CORE_VERSION: u32 = 1;
+
+/// Which op set a leaf.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize,
+)]
+pub struct OpRef {
+    /// The bundle's sequence in the log.
+    pub sequence: u64,
+    /// Which op of the bundle.
+    pub index: u16,
+}
+
+/// A leaf as it is stored.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Row<L> {
+    /// The op that set it.
+    pub at: OpRef,
+    /// Its hash.
+    pub hash: LeafHash,
+    /// The leaf.
+    pub leaf: L,
+    /// The detached payload it names; of a user, the keyring.
+    pub payload: Vec<u8>,
+    /// A second payload: of a user, the login record.
+    pub second: Vec<u8>,
+    /// Log time when it was set.
+    pub time: LogTime,
+}
+
+/// What the server knows about an inode beyond its leaves.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct InodeState {
+    /// What it is.
+    pub kind: Kind,
+    /// The root of the home it is charged to; never changes.
+    pub home: InodeId,
+    /// The entry that points at it, or last did; none for a home's root.
+    pub parent: Option<EntryKey>,
+    /// Whether that entry is live.
+    pub linked: bool,
+    /// How many live entries it has.
+    pub children: u64,
+    /// Whether a vault is carved here.
+    pub vault: bool,
+}
+
+/// What a home has used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub struct Usage {
+    /// Sealed chunk bytes, page bytes and payload bytes, all versions.
+    pub bytes: u64,
+    /// Inodes, deleted ones included.
+    pub inodes: u64,
+    /// Chunk rows.
+    pub rows: u64,
+}
+
+/// An op in the log, with its path to the root its bundle's header names.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct LoggedOp {
+    /// The op bytes.
+    pub op: Vec<u8>,
+    /// The path.
+    pub path: Vec<TreeHash>,
+}
+
+/// What became of a request.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Repeat {
+    /// The outcomes.
+    pub outcomes: Outcomes,
+    /// The revision after it.
+    pub revision: u64,
+}
+
+/// Keys of [`Table::Meta`].
+pub mod meta {
+    /// Cluster id.
+    pub const CLUSTER: &[u8] = b"cluster";
+    /// Encoding of the signed descriptor.
+    pub const DESCRIPTOR: &[u8] = b"descriptor";
+    /// The signed layout in force.
+    pub const LAYOUT: &[u8] = b"layout";
+    /// Log time.
+    pub const TIME: &[u8] = b"time";
+    /// Frontier of the log's tree; its size is the sequence.
+    pub const FRONTIER: &[u8] = b"frontier";
+    /// The next feed position.
+    pub const FEED: &[u8] = b"feed";
+    /// Totals over all homes.
+    pub const TOTAL: &[u8] = b"total";
+    /// The core version in force.
+    pub const CORE_VERSION: &[u8] = b"core_version";
+}
+
+/// directory ‖ tag.
+pub fn entry_key(key: &EntryKey) -> Vec<u8> {
+    [key.directory.as_bytes().as_slice(), key.tag.as_bytes()].concat()
+}
+
+/// directory ‖ inode.
+pub fn trash_key(directory: &InodeId, inode: &InodeId) -> Vec<u8> {
+    [directory.as_bytes().as_slice(), inode.as_bytes()].concat()
+}
+
+/// inode ‖ version.
+pub fn version_key(inode: &InodeId, version: u64) -> Vec<u8> {
+    [inode.as_bytes().as_slice(), &version.to_be_bytes()].concat()
+}
+
+/// inode ‖ write.
+pub fn staged_key(key: &StagedKey) -> Vec<u8> {
+    [key.inode.as_bytes().as_slice(), key.write.as_bytes()].concat()
+}
+
+/// inode ‖ page hash.
+pub fn page_key(inode: &InodeId, page: &coffer_model::hash::Hash) -> Vec<u8> {
+    [inode.as_bytes().as_slice(), page.as_bytes()].concat()
+}
+
+/// chunk ‖ position.
+pub fn row_key(chunk: &ChunkId, position: u64) -> Vec<u8> {
+    [chunk.as_bytes().as_slice(), &position.to_be_bytes()].concat()
+}
+
+/// sequence ‖ op number.
+pub fn op_key(at: OpRef) -> Vec<u8> {
+    [at.sequence.to_be_bytes().as_slice(), &at.index.to_be_bytes()].concat()
+}
+
+/// principal ‖ request.
+pub fn repeat_key(principal: &PrincipalId, request: &RequestId) -> Vec<u8> {
+    [principal.as_bytes().as_slice(), request.as_bytes()].concat()
+}
+
+/// The smallest key that is larger than every key starting with `prefix`.
+pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![u8::MAX; prefix.len() + 64]
+}
+
+/// Reads a value of ours. Bytes that do not decode were not written by this software: the store is
+/// damaged and the replica cannot go on.
+pub fn load<V: BorshDeserialize>(
+    tables: &impl Tables,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<V>, TableError> {
+    let Some(bytes) = tables.get(table, key)? else { return Ok(None) };
+    parse(table, &bytes).map(Some)
+}
+
+/// Decodes a value of ours.
+pub fn parse<V: BorshDeserialize>(table: Table, bytes: &[u8]) -> Result<V, TableError> {
+    decode(table.name(), bytes).map_err(|error| TableError(error.to_string()))
+}
+
+/// Encodes a value of ours.
+pub fn store<V: BorshSerialize>(value: &V) -> Vec<u8> {
+    encode(value)
+}
