@@ -316,9 +316,9 @@ impl Record {
         let rest = bytes
             .strip_prefix(MAGIC)
             .ok_or_else(|| corrupt("it does not begin like an identity"))?;
-        let (version, _) =
-            rest.split_first_chunk::<2>().ok_or_else(|| corrupt("it ends before its version"))?;
-        let version = u16::from_le_bytes(*version);
+        let version = rest.get(..2).and_then(|version| version.try_into().ok());
+        let version =
+            u16::from_le_bytes(version.ok_or_else(|| corrupt("it ends before its version"))?);
         if version != VERSION {
             return Err(IdentityError::UnknownVersion { path: path.to_owned(), found: version });
         }

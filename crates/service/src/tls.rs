@@ -259,7 +259,7 @@ impl Loaded {
     }
 }
 
-/// What tells a changed file from an unchanged one: inode, length and time of change.
+/// What tells a changed file from an unchanged one: its number on the device, its length, the time of its change.
 #[derive(PartialEq, Eq)]
 struct Stamps([(u64, u64, i64, i64); 3]);
 
