@@ -1,0 +1,327 @@
+//! Chunks: placed by the layout, fanned out, gathered.
+//!
+//! A put is answered when every chunk is durable on two nodes. The call to the third goes on behind
+//! the caller's back; where it fails, or the node is too far behind to be sent anything, the node
+//! itself fetches what it lacks. A get asks one holder after the other until every chunk is found;
+//! the bytes are not hashed here, for the client does that anyway.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use coffer_model::chunk::{ChunkError, SEALED_BYTES_MAX, SealedChunk};
+use coffer_model::id::{ChunkId, NodeId};
+use coffer_model::layout::REPLICAS_DURABLE;
+use coffer_model::session::PROOF_HEADER;
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
+use coffer_proto::v1::chunk_service_server::ChunkService;
+use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
+use coffer_service::shutdown::Shutdown;
+use coffer_service::status::{is_retryable, reason_of, status, status_with_retry};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tonic::metadata::BinaryMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use crate::cluster::{Cluster, Node, View};
+use crate::door::Door;
+
+/// What a caller is told to wait when too much is under way.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(200);
+/// A call costs at least this much of what may be under way, however little it carries.
+const CALL_BYTES_MIN: usize = 4 << 10;
+
+/// The chunk half of the sealed API.
+pub(crate) struct Chunks {
+    cluster: Arc<Cluster>,
+    door: Arc<Door>,
+    in_flight: Arc<Semaphore>,
+    shutdown: Shutdown,
+}
+
+/// What one node said to one call.
+type Answer<T> = (NodeId, Result<T, Status>);
+
+impl Chunks {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        door: Arc<Door>,
+        in_flight_bytes: u64,
+        shutdown: Shutdown,
+    ) -> Self {
+        let permits = usize::try_from(in_flight_bytes).unwrap_or(Semaphore::MAX_PERMITS);
+        let in_flight = Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self { cluster, door, in_flight, shutdown }
+    }
+
+    /// Room for `bytes` under way, or a refusal with a hint.
+    fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+        let permits = u32::try_from(bytes.max(CALL_BYTES_MIN)).unwrap_or(u32::MAX);
+        Arc::clone(&self.in_flight).try_acquire_many_owned(permits).map_err(|_| {
+            let message = "too much is under way here; try again in a moment";
+            status_with_retry(Code::ResourceExhausted, "OVERLOADED", message, &[], OVERLOAD_PAUSE)
+        })
+    }
+}
+
+fn invalid(reason: &'static str, message: &str) -> Status {
+    status(Code::InvalidArgument, reason, message, &[])
+}
+
+fn client(channel: Channel) -> ChunkServiceClient<Channel> {
+    ChunkServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn with_proof<M>(message: M, proof: &BinaryMetadataValue) -> Request<M> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert_bin(PROOF_HEADER, proof.clone());
+    request
+}
+
+fn parse_ids(ids: &[Bytes], most: usize) -> Result<Vec<ChunkId>, Status> {
+    if ids.len() > most {
+        return Err(invalid("TOO_MANY_CHUNKS", &format!("one call names at most {most} chunks")));
+    }
+    let parsed: Result<Vec<ChunkId>, _> =
+        ids.iter().map(|id| ChunkId::try_from(id.as_ref())).collect();
+    parsed.map_err(|_| invalid("CHUNK_ID_INVALID", "a chunk id has 32 bytes"))
+}
+
+/// A node with the positions (in the request) of the chunks it is to be asked about.
+struct Share {
+    node: Node,
+    positions: Vec<usize>,
+}
+
+/// Who holds what: for each node, the positions of the chunks it holds.
+fn shares(view: &View, ids: &[ChunkId]) -> Vec<Share> {
+    let mut by_node: BTreeMap<NodeId, Share> = BTreeMap::new();
+    for (position, id) in ids.iter().enumerate() {
+        for node in view.holders(id) {
+            let share =
+                by_node.entry(node.id).or_insert_with(|| Share { node, positions: Vec::new() });
+            share.positions.push(position);
+        }
+    }
+    by_node.into_values().collect()
+}
+
+/// Receipts as they come in, until every chunk has enough.
+struct Gathered {
+    receipts: Vec<Vec<Bytes>>,
+    lacking: usize,
+}
+
+impl Gathered {
+    fn new(chunks: usize) -> Self {
+        Self { receipts: vec![Vec::new(); chunks], lacking: chunks }
+    }
+
+    fn add(&mut self, positions: &[usize], stored: Vec<pb::Stored>) {
+        for (position, stored) in positions.iter().zip(stored) {
+            let receipts = &mut self.receipts[*position];
+            let before = receipts.len();
+            receipts.extend(stored.receipts);
+            if before < REPLICAS_DURABLE && receipts.len() >= REPLICAS_DURABLE {
+                self.lacking -= 1;
+            }
+        }
+    }
+}
+
+/// The failure to report when too few nodes did their part: a refusal that will not change comes
+/// before one that may.
+fn worst(failures: Vec<Status>) -> Status {
+    let final_refusal =
+        failures.iter().find(|failure| !is_retryable(failure) && reason_of(failure).is_some());
+    if let Some(refusal) = final_refusal {
+        return refusal.clone();
+    }
+    let told =
+        failures.first().map_or("no storage node can be reached", |failure| failure.message());
+    let message = format!("fewer than two storage nodes have the chunk: {told}");
+    status(Code::Unavailable, "TOO_FEW_NODES", &message, &[])
+}
+
+#[tonic::async_trait]
+impl ChunkService for Chunks {
+    async fn put_chunks(
+        &self,
+        request: Request<pb::PutChunksRequest>,
+    ) -> Result<Response<pb::PutChunksResponse>, Status> {
+        let proof = self.door.admit(request.metadata())?;
+        let pb::PutChunksRequest { ticket, chunks } = request.into_inner();
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
+            return Err(invalid("TOO_MANY_CHUNKS", "one call takes at most 256 chunks and 4 MiB"));
+        }
+        let room = Arc::new(self.room(bytes)?);
+        let sealed: Vec<SealedChunk<Bytes>> = chunks
+            .into_iter()
+            .map(SealedChunk::hash)
+            .collect::<Result<_, ChunkError>>()
+            .map_err(|error| invalid("CHUNK_TOO_LARGE", &error.to_string()))?;
+        let ids: Vec<ChunkId> = sealed.iter().map(SealedChunk::id).collect();
+        let view = self.cluster.view()?;
+
+        let shares = shares(&view, &ids);
+        let (answers, mut incoming) = mpsc::channel::<Answer<Vec<pb::Stored>>>(shares.len().max(1));
+        let mut positions_of = BTreeMap::new();
+        for Share { node, positions } in shares {
+            let share_bytes: usize = positions.iter().map(|at| sealed[*at].bytes().len()).sum();
+            let permits = u32::try_from(share_bytes.max(1)).unwrap_or(u32::MAX);
+            // A node with too much under way is left out; the others decide whether that is enough.
+            let Ok(node_room) = Arc::clone(&node.in_flight).try_acquire_many_owned(permits) else {
+                continue;
+            };
+            let message = pb::PutChunksRequest {
+                ticket: ticket.clone(),
+                chunks: positions.iter().map(|at| sealed[*at].bytes().clone()).collect(),
+            };
+            let request = with_proof(message, &proof);
+            positions_of.insert(node.id, positions);
+            let (answers, room) = (answers.clone(), Arc::clone(&room));
+            self.shutdown.spawn("put to a storage node", async move {
+                let stored = client(node.channel).put_chunks(request).await;
+                drop((node_room, room));
+                // Nobody listens any more once enough nodes have answered.
+                let _ = answers.send((node.id, stored.map(|it| it.into_inner().stored))).await;
+            });
+        }
+        drop(answers);
+
+        let mut gathered = Gathered::new(ids.len());
+        let mut failures = Vec::new();
+        while gathered.lacking > 0 {
+            match incoming.recv().await {
+                Some((node, Ok(stored))) => gathered.add(&positions_of[&node], stored),
+                Some((node, Err(failure))) => {
+                    tracing::debug!(%node, code = ?failure.code(), "a storage node took no chunks");
+                    failures.push(failure);
+                }
+                None => return Err(worst(failures)),
+            }
+        }
+        let stored = ids
+            .iter()
+            .zip(gathered.receipts)
+            .map(|(id, receipts)| pb::Stored { chunk_id: id_bytes(id), receipts })
+            .collect();
+        Ok(Response::new(pb::PutChunksResponse { stored }))
+    }
+
+    async fn get_chunks(
+        &self,
+        request: Request<pb::GetChunksRequest>,
+    ) -> Result<Response<pb::GetChunksResponse>, Status> {
+        let proof = self.door.admit(request.metadata())?;
+        let pb::GetChunksRequest { ticket, chunk_ids } = request.into_inner();
+        let ids = parse_ids(&chunk_ids, CHUNKS_PER_CALL)?;
+        let _room =
+            self.room(ids.len().saturating_mul(SEALED_BYTES_MAX).min(CHUNK_BYTES_PER_CALL))?;
+        let view = self.cluster.view()?;
+        let mut holders: Vec<Vec<Node>> = ids.iter().map(|id| view.holders(id)).collect();
+        for nodes in &mut holders {
+            // Those the members have not heard from come last; otherwise the layout's order counts.
+            nodes.sort_by_key(|node| !node.reachable);
+        }
+        let mut found: Vec<Bytes> = vec![Bytes::new(); ids.len()];
+        let mut failures = Vec::new();
+        for turn in 0..holders.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut round: BTreeMap<NodeId, Share> = BTreeMap::new();
+            for (position, nodes) in holders.iter().enumerate() {
+                if found[position].is_empty()
+                    && let Some(node) = nodes.get(turn)
+                {
+                    let share = round
+                        .entry(node.id)
+                        .or_insert_with(|| Share { node: node.clone(), positions: Vec::new() });
+                    share.positions.push(position);
+                }
+            }
+            let calls = round.into_values().map(|Share { node, positions }| {
+                let message = pb::GetChunksRequest {
+                    ticket: ticket.clone(),
+                    chunk_ids: positions.iter().map(|at| chunk_ids[*at].clone()).collect(),
+                };
+                let request = with_proof(message, &proof);
+                async move { (positions, client(node.channel).get_chunks(request).await) }
+            });
+            for (positions, answer) in futures_util::future::join_all(calls).await {
+                match answer {
+                    Ok(answer) => {
+                        for (position, fetched) in
+                            positions.into_iter().zip(answer.into_inner().fetched)
+                        {
+                            found[position] = fetched.data;
+                        }
+                    }
+                    Err(failure) => failures.push(failure),
+                }
+            }
+            if found.iter().all(|bytes| !bytes.is_empty()) {
+                break;
+            }
+        }
+        // Chunks that nobody has are reported as such, unless a holder could not be asked.
+        if found.iter().any(Bytes::is_empty) && !failures.is_empty() {
+            return Err(worst(failures));
+        }
+        let fetched = chunk_ids
+            .into_iter()
+            .zip(found)
+            .map(|(chunk_id, data)| pb::Fetched { chunk_id, data })
+            .collect();
+        Ok(Response::new(pb::GetChunksResponse { fetched }))
+    }
+
+    async fn renew_receipts(
+        &self,
+        request: Request<pb::RenewReceiptsRequest>,
+    ) -> Result<Response<pb::RenewReceiptsResponse>, Status> {
+        let proof = self.door.admit(request.metadata())?;
+        let pb::RenewReceiptsRequest { ticket, chunk_ids } = request.into_inner();
+        let ids = parse_ids(&chunk_ids, RENEWALS_PER_CALL)?;
+        let _room = self.room(ids.len() * 512)?;
+        let view = self.cluster.view()?;
+        let calls = shares(&view, &ids).into_iter().map(|Share { node, positions }| {
+            let message = pb::RenewReceiptsRequest {
+                ticket: ticket.clone(),
+                chunk_ids: positions.iter().map(|at| chunk_ids[*at].clone()).collect(),
+            };
+            let request = with_proof(message, &proof);
+            async move { (positions, client(node.channel).renew_receipts(request).await) }
+        });
+        let mut gathered = Gathered::new(ids.len());
+        let mut failures = Vec::new();
+        for (positions, answer) in futures_util::future::join_all(calls).await {
+            match answer {
+                Ok(answer) => gathered.add(&positions, answer.into_inner().stored),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        if gathered.receipts.iter().all(Vec::is_empty) && !failures.is_empty() {
+            return Err(worst(failures));
+        }
+        let stored = ids
+            .iter()
+            .zip(gathered.receipts)
+            .map(|(id, receipts)| {
+                let enough = receipts.len() >= REPLICAS_DURABLE;
+                pb::Stored {
+                    chunk_id: id_bytes(id),
+                    receipts: if enough { receipts } else { Vec::new() },
+                }
+            })
+            .collect();
+        Ok(Response::new(pb::RenewReceiptsResponse { stored }))
+    }
+}
+
+fn id_bytes(id: &ChunkId) -> Bytes {
+    Bytes::copy_from_slice(id.as_bytes())
+}

@@ -1,0 +1,226 @@
+//! Directory, login and cluster calls: passed on to a metadata member as they are.
+//!
+//! Any member takes any call and finds the leader itself; the gateway only looks for a member that
+//! answers, beginning with the one that answered last.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use coffer_model::descriptor::Member;
+use coffer_model::session::PROOF_HEADER;
+use coffer_proto::MESSAGE_BYTES_MAX;
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
+use coffer_proto::v1::cluster_service_server::ClusterService;
+use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
+use coffer_proto::v1::directory_service_server::DirectoryService;
+use coffer_proto::v1::login_service_client::LoginServiceClient;
+use coffer_proto::v1::login_service_server::LoginService;
+use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::peer::PeerId;
+use coffer_service::status::status;
+use coffer_service::tls::LiveTls;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use crate::door::Door;
+use crate::serve::Error;
+
+/// How long one member may take to answer before the next is asked. A leader that was cut off
+/// answers nothing; its successor is there after about two seconds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Channels to all metadata members.
+pub(crate) struct Members {
+    channels: Vec<Channel>,
+    /// The one that answered last.
+    preferred: AtomicUsize,
+    door: Arc<Door>,
+}
+
+impl Members {
+    pub(crate) fn new(
+        members: &[Member],
+        tls: &Arc<LiveTls>,
+        door: Arc<Door>,
+    ) -> Result<Self, Error> {
+        let mut channels = Vec::with_capacity(members.len());
+        for member in members {
+            let options = ChannelOptions {
+                request_timeout: Some(CALL_TIMEOUT),
+                ..ChannelOptions::standard()
+            };
+            let host = host_of(&member.address);
+            channels.push(connect_lazy(&member.address, host, tls, &options)?);
+        }
+        Ok(Self { channels, preferred: AtomicUsize::new(0), door })
+    }
+
+    /// Calls members one after the other until one answers otherwise than "not here".
+    pub(crate) async fn ask<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut last = status(Code::Unavailable, "NO_MEMBER", "the cluster has no members", &[]);
+        for turn in 0..self.channels.len() {
+            let at = (first + turn) % self.channels.len();
+            match call(self.channels[at].clone()).await {
+                // Nobody there, no leader known, or no answer in time (tonic's own limit says so).
+                Err(error) if matches!(error.code(), Code::Unavailable | Code::Cancelled) => {
+                    last = Status::unavailable(error.message());
+                    if error.code() == Code::Unavailable {
+                        last = error;
+                    }
+                }
+                answer => {
+                    self.preferred.store(at, Ordering::Relaxed);
+                    return answer;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// The request to pass on: the same message, and of the headers the session proof and deadline.
+    fn pass_on<M>(&self, request: Request<M>) -> Result<Passed<M>, Status> {
+        let mut headers = MetadataMap::new();
+        headers.insert_bin(PROOF_HEADER, self.door.admit(request.metadata())?);
+        Ok(Passed { headers, message: request.into_inner() })
+    }
+}
+
+struct Passed<M> {
+    headers: MetadataMap,
+    message: M,
+}
+
+impl<M: Clone> Passed<M> {
+    fn request(&self) -> Request<M> {
+        let mut request = Request::new(self.message.clone());
+        *request.metadata_mut() = self.headers.clone();
+        request
+    }
+}
+
+pub(crate) fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host.trim_matches(['[', ']']))
+}
+
+/// The certificate a process must show.
+pub(crate) fn peer(role: &str, id: [u8; 16]) -> PeerId {
+    PeerId::new(role, id).expect("our role names are valid")
+}
+
+fn directory(channel: Channel) -> DirectoryServiceClient<Channel> {
+    DirectoryServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+#[tonic::async_trait]
+impl DirectoryService for Members {
+    async fn submit(
+        &self,
+        request: Request<pb::SubmitRequest>,
+    ) -> Result<Response<pb::SubmitResponse>, Status> {
+        // A submission signed by an identity (registration, new session) comes before any session.
+        let mut headers = MetadataMap::new();
+        if request.metadata().get_bin(PROOF_HEADER).is_some() {
+            headers.insert_bin(PROOF_HEADER, self.door.admit(request.metadata())?);
+        }
+        let passed = Passed { headers, message: request.into_inner() };
+        self.ask(async |channel| directory(channel).submit(passed.request()).await).await
+    }
+
+    async fn read(
+        &self,
+        request: Request<pb::ReadRequest>,
+    ) -> Result<Response<pb::ReadResponse>, Status> {
+        let passed = self.pass_on(request)?;
+        self.ask(async |channel| directory(channel).read(passed.request()).await).await
+    }
+
+    async fn list(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Result<Response<pb::ListResponse>, Status> {
+        let passed = self.pass_on(request)?;
+        self.ask(async |channel| directory(channel).list(passed.request()).await).await
+    }
+
+    async fn list_versions(
+        &self,
+        request: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsResponse>, Status> {
+        let passed = self.pass_on(request)?;
+        self.ask(async |channel| directory(channel).list_versions(passed.request()).await).await
+    }
+
+    async fn issue_write_ticket(
+        &self,
+        request: Request<pb::IssueWriteTicketRequest>,
+    ) -> Result<Response<pb::IssueWriteTicketResponse>, Status> {
+        let passed = self.pass_on(request)?;
+        self.ask(async |channel| directory(channel).issue_write_ticket(passed.request()).await)
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl LoginService for Members {
+    async fn start_registration(
+        &self,
+        request: Request<pb::StartRegistrationRequest>,
+    ) -> Result<Response<pb::StartRegistrationResponse>, Status> {
+        let message = request.into_inner();
+        self.ask(async |channel| {
+            LoginServiceClient::new(channel).start_registration(message.clone()).await
+        })
+        .await
+    }
+
+    async fn start_login(
+        &self,
+        request: Request<pb::StartLoginRequest>,
+    ) -> Result<Response<pb::StartLoginResponse>, Status> {
+        let message = request.into_inner();
+        self.ask(async |channel| {
+            LoginServiceClient::new(channel).start_login(message.clone()).await
+        })
+        .await
+    }
+
+    async fn finish_login(
+        &self,
+        request: Request<pb::FinishLoginRequest>,
+    ) -> Result<Response<pb::FinishLoginResponse>, Status> {
+        let message = request.into_inner();
+        self.ask(async |channel| {
+            LoginServiceClient::new(channel).finish_login(message.clone()).await
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Members {
+    async fn get_descriptor(
+        &self,
+        request: Request<pb::GetDescriptorRequest>,
+    ) -> Result<Response<pb::GetDescriptorResponse>, Status> {
+        let message = request.into_inner();
+        self.ask(async |channel| ClusterServiceClient::new(channel).get_descriptor(message).await)
+            .await
+    }
+
+    async fn get_status(
+        &self,
+        request: Request<pb::GetStatusRequest>,
+    ) -> Result<Response<pb::GetStatusResponse>, Status> {
+        let message = request.into_inner();
+        self.ask(async |channel| ClusterServiceClient::new(channel).get_status(message).await).await
+    }
+}
