@@ -89,10 +89,14 @@ impl PublicKey {
         bytes: &[u8],
         signature: &Signature,
     ) -> Result<(), BadSignature> {
+        self.verify_message(&signed_bytes(domain, cluster, bytes), signature)
+    }
+
+    /// The one place where a signature is checked.
+    fn verify_message(&self, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
         let key = VerifyingKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
         let signature = DalekSignature::from_bytes(&signature.0);
-        key.verify_strict(&signed_bytes(domain, cluster, bytes), &signature)
-            .map_err(|_| BadSignature)
+        key.verify_strict(message, &signature).map_err(|_| BadSignature)
     }
 }
 
@@ -164,3 +168,6 @@ impl<T> std::ops::Deref for Verified<T> {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests;
