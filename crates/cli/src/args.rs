@@ -1,0 +1,210 @@
+//! The command line. Doc comments here are the manual.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::dev::DevArgs;
+use crate::roles::RoleArgs;
+
+/// Encrypted, versioned file storage that you run yourself.
+///
+/// Files are sealed and signed on this machine; no server can read, forge or silently lose them.
+/// Remote paths are absolute: /alice/docs/report.pdf.
+#[derive(Debug, Parser)]
+#[command(name = "coffer", version, propagate_version = true, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed for a reason not listed here
+  2  the command line is wrong
+  3  not found
+  4  already exists
+  5  somebody else changed it in the meantime
+  6  not allowed
+  7  wrong password
+  8  not logged in, or the session has expired
+  9  the cluster cannot be reached or is not ready
+ 10  a server's answer does not verify: forged, incomplete or older than what was seen
+ 11  a name or an argument is not valid
+ 12  not a directory, is a directory, or the directory is not empty
+ 13  this machine's disk or files failed
+ 14  some of many files failed; each was named";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where the cluster is, host:port. Needed at login; later the session knows it
+    #[arg(long, global = true, env = "COFFER_SERVER", value_name = "HOST:PORT")]
+    pub(crate) server: Option<String>,
+    /// The certificate authority to trust at first contact, PEM. Later the pinned cluster counts
+    #[arg(long, global = true, env = "COFFER_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The name the server's certificate must carry, if it is not the host of --server
+    #[arg(long, global = true, env = "COFFER_SERVER_NAME", value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+    /// Which of several logged-in users acts
+    #[arg(long, global = true, env = "COFFER_USER", value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Print JSON for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// Where a password comes from. It never comes from an argument.
+#[derive(Debug, Args)]
+pub(crate) struct PasswordArgs {
+    /// Read the password from the first line of a file. Else $COFFER_PASSWORD, else a prompt
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a user, print its recovery code, and log in
+    Register {
+        /// 2 to 32 of a-z, 0-9, `.`, `_`, `-`
+        name: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// Log in; the session lasts 12 hours and is kept in memory only
+    Login {
+        /// The user
+        name: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// End the session
+    Logout,
+    /// Who is logged in, where, and until when
+    Whoami,
+    /// Store a file, a directory (-r), or standard input (-)
+    Put {
+        /// Local file or directory, or `-` for standard input
+        source: PathBuf,
+        /// Remote path; a directory or one ending in `/` gets the source's name
+        target: String,
+        /// A directory with everything in it
+        #[arg(short, long)]
+        recursive: bool,
+        /// Only if the remote file has this version (0: only if there is none)
+        #[arg(long, value_name = "N", conflicts_with = "recursive")]
+        if_version: Option<u64>,
+        /// 64 KiB slots instead of 1 MiB: for files that are changed at random places
+        #[arg(long)]
+        small_slots: bool,
+        /// Write at this offset of the existing file and keep the rest
+        #[arg(long, value_name = "BYTES", conflicts_with_all = ["recursive", "append", "small_slots"])]
+        offset: Option<u64>,
+        /// Write at the end of the existing file
+        #[arg(long, conflicts_with_all = ["recursive", "small_slots"])]
+        append: bool,
+    },
+    /// Fetch a file, a directory (-r), or to standard output (-)
+    Get {
+        /// Remote path
+        source: String,
+        /// Local file or directory, or `-` for standard output; default: the last name
+        target: Option<PathBuf>,
+        /// A directory with everything in it
+        #[arg(short, long)]
+        recursive: bool,
+        /// An older version
+        #[arg(long, value_name = "N", conflicts_with = "recursive")]
+        version: Option<u64>,
+        /// Replace local files that exist
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Print a file
+    Cat {
+        /// Remote path
+        path: String,
+        /// An older version
+        #[arg(long, value_name = "N")]
+        version: Option<u64>,
+    },
+    /// List a directory
+    Ls {
+        /// Remote path
+        #[arg(default_value = "/")]
+        path: String,
+        /// Mode, size and time as well
+        #[arg(short, long)]
+        long: bool,
+        /// Deleted names as well
+        #[arg(long)]
+        deleted: bool,
+    },
+    /// Everything about one file or directory
+    Stat {
+        /// Remote path
+        path: String,
+    },
+    /// Make a directory
+    Mkdir {
+        /// Remote path
+        path: String,
+        /// Also the directories above; no error if it exists
+        #[arg(short, long)]
+        parents: bool,
+    },
+    /// Move or rename
+    Mv {
+        /// Remote path
+        source: String,
+        /// Remote path; a directory gets the source into it
+        target: String,
+    },
+    /// Copy; the copy is sealed anew
+    Cp {
+        /// Remote path
+        source: String,
+        /// Remote path; a directory gets the source into it
+        target: String,
+        /// A directory with everything in it
+        #[arg(short, long)]
+        recursive: bool,
+    },
+    /// Delete; every version is kept and `restore` brings it back
+    Rm {
+        /// Remote path
+        path: String,
+        /// A directory with everything in it
+        #[arg(short, long)]
+        recursive: bool,
+    },
+    /// Bring back what was deleted, or an older version of a file
+    Restore {
+        /// Remote path
+        path: String,
+        /// The version; without it, what was deleted under this name
+        #[arg(long, value_name = "N")]
+        version: Option<u64>,
+    },
+    /// List the versions of a file, newest first
+    Versions {
+        /// Remote path
+        path: String,
+    },
+    /// The state of the cluster
+    Status,
+    /// Versions of this program and of the cluster
+    Version,
+    /// Run a whole cluster on this machine
+    Dev(DevArgs),
+    /// Server role: a metadata member
+    Metadata(RoleArgs),
+    /// Server role: a storage node
+    Storage(RoleArgs),
+    /// Server role: a gateway
+    Gateway(RoleArgs),
+}

@@ -1,0 +1,251 @@
+//! Founding a cluster on one machine: identities, certificates, the first descriptor and layout,
+//! and a configuration file for each process.
+//!
+//! ```text
+//! <dir>/cluster.json            what there is; written last: a folder without it is founded anew
+//! <dir>/descriptor  layout      the signed records of the cluster
+//! <dir>/ca.pem                  what clients trust at first contact
+//! <dir>/secret/                 the administrator's key, the authority's key, the login seed
+//! <dir>/<process>/config.toml   and tls/, data/, log
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use coffer_metadata_core::layout;
+use coffer_model::SUITE;
+use coffer_model::descriptor::{Descriptor, Member, SignedDescriptor, StorageNode};
+use coffer_model::encoding::encode;
+use coffer_model::id::ClusterId;
+use coffer_model::signing::Signer;
+use coffer_service::files::{PRIVATE_FILE, create_private_dir, write_atomically};
+use coffer_service::identity::ProcessIdentity;
+use coffer_service::one_box::OneBoxCa;
+use coffer_service::peer::PeerId;
+use coffer_service::tls::{TlsFiles, read_certificates};
+use serde::{Deserialize, Serialize};
+
+const CLUSTER_FILE: &str = "cluster.json";
+/// The version of the folder's shape.
+const VERSION: u32 = 1;
+
+/// What a process of the cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    Metadata,
+    Storage,
+    Gateway,
+}
+
+impl Role {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Metadata => "metadata",
+            Self::Storage => "storage",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// One process of the cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// `metadata-1`, `storage-3`, `gateway`: also its folder.
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its id in hexadecimal, as `coffer status` shows it.
+    pub(crate) id: String,
+}
+
+/// A founded cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Founded {
+    version: u32,
+    /// The cluster's id.
+    pub(crate) cluster: String,
+    pub(crate) processes: Vec<Process>,
+}
+
+impl Founded {
+    /// The gateway's address.
+    pub(crate) fn gateway(&self) -> Option<SocketAddr> {
+        self.processes.iter().find(|it| it.role == Role::Gateway).map(|it| it.address)
+    }
+}
+
+/// How large a cluster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) members: u8,
+    pub(crate) nodes: u8,
+    /// Where the gateway listens; port 0 picks a free one, which is then kept.
+    pub(crate) gateway: SocketAddr,
+}
+
+/// Takes up the cluster in `dir`, or founds one there.
+pub(crate) fn load_or_found(dir: &Path, size: Size) -> Result<Founded> {
+    let path = dir.join(CLUSTER_FILE);
+    if !path.exists() {
+        return found(dir, size);
+    }
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let founded: Founded = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged", path.display()))?;
+    if founded.version != VERSION {
+        bail!("{} has version {}, this program knows {VERSION}", path.display(), founded.version);
+    }
+    Ok(founded)
+}
+
+/// The signed descriptor's file.
+pub(crate) fn descriptor_file(dir: &Path) -> PathBuf {
+    dir.join("descriptor")
+}
+
+/// The certificate clients trust at first contact.
+pub(crate) fn authority_file(dir: &Path) -> PathBuf {
+    dir.join("ca.pem")
+}
+
+fn found(dir: &Path, size: Size) -> Result<Founded> {
+    create_private_dir(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let secret = dir.join("secret");
+    create_private_dir(&secret)?;
+    let administrator = ProcessIdentity::load_or_create(&secret, "administrator", None)?;
+    let authority = OneBoxCa::load_or_create(&secret)?;
+    let authority_path = authority_file(dir);
+    std::fs::write(&authority_path, authority.certificate_pem())?;
+    let authority_der = read_certificates(&authority_path)?.swap_remove(0).to_vec();
+
+    // All listeners are held until every port is chosen, so that none is chosen twice.
+    let mut held = Vec::new();
+    let mut free_address = |wanted: SocketAddr| -> Result<SocketAddr> {
+        let listener = TcpListener::bind(wanted)
+            .with_context(|| format!("cannot listen on {wanted}; choose another with --listen"))?;
+        let address = listener.local_addr()?;
+        held.push(listener);
+        Ok(address)
+    };
+    let inside = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    let gateway_address = free_address(size.gateway)?;
+
+    let (mut processes, mut members, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 1..=size.members {
+        let name = format!("metadata-{number}");
+        let (id, key) = coffer_metadata_raft::init(&data_dir(dir, &name))?;
+        let address = free_address(inside)?;
+        members.push(Member { id, key, address: address.to_string() });
+        processes.push(Process { name, role: Role::Metadata, address, id: id.to_string() });
+    }
+    for number in 1..=size.nodes {
+        let name = format!("storage-{number}");
+        let (id, key) = coffer_storage_node::init(&data_dir(dir, &name))?;
+        let address = free_address(inside)?;
+        nodes.push(StorageNode { id, key, zone: String::new(), weight: 1 });
+        processes.push(Process { name, role: Role::Storage, address, id: id.to_string() });
+    }
+
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).context("the system gives no randomness")?;
+    let descriptor = Descriptor {
+        suite: SUITE,
+        number: 0,
+        former: None,
+        nonce,
+        authority: authority_der,
+        administrators: vec![administrator.public_key()],
+        quorum: 1,
+        cosigners: members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect(),
+        members,
+        nodes: nodes.clone(),
+        replacement: None,
+        open_registration: true,
+    };
+    let signed = SignedDescriptor::first(&descriptor, &[&administrator]);
+    let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
+    write_atomically(&descriptor_file(dir), &encode(&signed), PRIVATE_FILE)?;
+    let layout = layout::first(&nodes)?.sign(&cluster, &administrator);
+    write_atomically(&dir.join("layout"), &layout, PRIVATE_FILE)?;
+    let seed = coffer_metadata_raft::new_opaque_setup();
+    write_atomically(&secret.join("opaque.setup"), &seed, PRIVATE_FILE)?;
+
+    let mut gateway_id = [0; 16];
+    getrandom::fill(&mut gateway_id).context("the system gives no randomness")?;
+    let gateway = PeerId::new("gateway", gateway_id)?;
+    processes.push(Process {
+        name: "gateway".to_owned(),
+        role: Role::Gateway,
+        address: gateway_address,
+        id: gateway.to_string().rsplit('/').next().unwrap_or_default().to_owned(),
+    });
+    let gateway_host = gateway_address.ip().to_string();
+    for (number, process) in processes.iter().enumerate() {
+        let peer = match process.role {
+            Role::Gateway => gateway.clone(),
+            role => peer_of(dir, &process.name, role)?,
+        };
+        let tls = authority.issue_into(
+            &dir.join(&process.name).join("tls"),
+            &[&process.name, &gateway_host],
+            &peer,
+        )?;
+        let config = config_text(dir, process, &tls, number == 0);
+        write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
+    }
+    let founded = Founded { version: VERSION, cluster: cluster.to_string(), processes };
+    // From here on the cluster exists.
+    write_atomically(&dir.join(CLUSTER_FILE), &serde_json::to_vec_pretty(&founded)?, PRIVATE_FILE)?;
+    Ok(founded)
+}
+
+/// The id a process's certificate has to carry: the one on its volume.
+fn peer_of(dir: &Path, name: &str, role: Role) -> Result<PeerId> {
+    let identity = ProcessIdentity::load_or_create(&data_dir(dir, name), role.name(), None)?;
+    Ok(identity.peer_id().clone())
+}
+
+pub(crate) fn config_file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name).join("config.toml")
+}
+
+fn data_dir(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name).join("data")
+}
+
+fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -> String {
+    let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+    let mut text = format!(
+        "listen = \"{}\"\ndescriptor = {}\n",
+        process.address,
+        quoted(&descriptor_file(dir))
+    );
+    match process.role {
+        Role::Metadata => {
+            text += &format!(
+                "data_dir = {}\nlayout = {}\nopaque_setup = {}\nbootstrap = {bootstrap}\n",
+                quoted(&data_dir(dir, &process.name)),
+                quoted(&dir.join("layout")),
+                quoted(&dir.join("secret/opaque.setup")),
+            );
+        }
+        Role::Storage => {
+            text += &format!(
+                "data_dir = {}\nadvertise = \"{}\"\n",
+                quoted(&data_dir(dir, &process.name)),
+                process.address
+            );
+        }
+        Role::Gateway => {}
+    }
+    text += &format!(
+        "\n[tls]\nca = {}\ncertificate = {}\nkey = {}\n",
+        quoted(&tls.ca),
+        quoted(&tls.certificate),
+        quoted(&tls.key)
+    );
+    text
+}

@@ -1,0 +1,132 @@
+//! The walls between our crates, and a few rules of the tree that no compiler checks.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Which of our crates may use which others (ARCHITECTURE.md, "Walls").
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("coffer-model", &[]),
+    ("coffer-crypto", &["coffer-model"]),
+    ("coffer-metadata-core", &["coffer-model"]),
+    ("coffer-proto", &["coffer-model"]),
+    ("coffer-service", &["coffer-model"]),
+    ("coffer-storage-node", &["coffer-model", "coffer-proto", "coffer-service"]),
+    (
+        "coffer-metadata-raft",
+        &["coffer-model", "coffer-proto", "coffer-service", "coffer-metadata-core"],
+    ),
+    ("coffer-client", &["coffer-model", "coffer-crypto", "coffer-proto", "coffer-service"]),
+    ("coffer-gateway", &["coffer-model", "coffer-proto", "coffer-service", "coffer-client"]),
+];
+
+/// Foreign crates that some of ours must not use.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("coffer-model", &["tokio", "tonic", "prost", "rand", "getrandom"]),
+    ("coffer-crypto", &["tokio", "tonic"]),
+    ("coffer-metadata-core", &["tokio", "tonic", "openraft", "rand", "getrandom"]),
+    ("coffer-client", &["openraft", "rocksdb"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+/// Our crates with what they depend on, tests left out.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    packages
+        .iter()
+        .map(|package| {
+            let all = package["dependencies"].as_array().unwrap();
+            let normal = all.iter().filter(|it| it["kind"].is_null());
+            let names = normal.map(|it| it["name"].as_str().unwrap().to_owned()).collect();
+            (package["name"].as_str().unwrap().to_owned(), names)
+        })
+        .collect()
+}
+
+#[test]
+fn no_crate_reaches_through_a_wall() {
+    let dependencies = dependencies();
+    for (name, allowed) in ALLOWED {
+        for used in &dependencies[*name] {
+            let ours = dependencies.contains_key(used);
+            assert!(!ours || allowed.contains(&used.as_str()), "{name} must not use {used}");
+        }
+    }
+    for (name, forbidden) in FORBIDDEN {
+        for foreign in *forbidden {
+            assert!(!dependencies[*name].contains(*foreign), "{name} must not use {foreign}");
+        }
+    }
+}
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in ["crates", "proto/src", "storage-node", "metadata-raft", "gateway", "tests"] {
+        sources(&root().join(dir), &mut found);
+    }
+    found
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    for path in all_sources() {
+        let is_test = path.components().any(|part| part.as_os_str() == "tests")
+            || path.file_name().is_some_and(|name| name == "tests.rs");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(is_test || text.starts_with("//!"), "{} has no header", path.display());
+    }
+}
+
+#[test]
+fn no_io_and_no_clock_where_only_functions_belong() {
+    let pure = ["crates/model/src", "crates/metadata-core/src", "crates/crypto/src"];
+    for dir in pure {
+        let mut found = Vec::new();
+        sources(&root().join(dir), &mut found);
+        for path in found {
+            if path.file_name().is_some_and(|name| name == "tests.rs" || name == "vectors.rs") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for word in ["std::fs", "SystemTime", "Instant::now", "HashMap", "std::net"] {
+                assert!(!code.contains(word), "{} uses {word}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn no_test_is_ignored_and_none_waits_for_luck() {
+    for path in all_sources() {
+        if path.ends_with("tidy.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("#[ignore"), "{} ignores a test", path.display());
+    }
+}
