@@ -6,6 +6,8 @@
 //! So a change of one slot touches one page a level, and whoever knows the changed slots and the
 //! old pages computes the new root.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::chunk::Redundancy;
@@ -112,7 +114,7 @@ pub trait Pages {
     fn page(&self, hash: &Hash) -> Result<Option<Page>, ManifestError>;
 }
 
-impl Pages for std::collections::BTreeMap<Hash, Vec<u8>> {
+impl Pages for BTreeMap<Hash, Vec<u8>> {
     fn page(&self, hash: &Hash) -> Result<Option<Page>, ManifestError> {
         self.get(hash).map(|bytes| Page::parse(bytes)).transpose()
     }
@@ -160,7 +162,7 @@ pub fn change(
     if !ascending || !inside || changes.len() > CHANGES_MAX {
         return Err(ManifestError::Changes);
     }
-    let mut writer = Writer { pages, written: Vec::new() };
+    let mut writer = Writer { pages, written: Vec::new(), places: BTreeMap::new() };
     let (mut root, mut level) = (old, height(old_slots));
     let target = height(new_slots);
     if new_slots < old_slots {
@@ -180,46 +182,56 @@ pub fn change(
         root = writer.put(root, level, 0, changes)?;
     }
     // A page that a later step replaced is not part of the new tree; keeping it would be garbage.
+    let live = writer.reachable(root);
     let written = writer.written;
-    let live = reachable(&written, root);
     Ok(Changed {
         root,
         pages: written.into_iter().filter(|(hash, _)| live.contains(hash)).collect(),
     })
 }
 
-fn reachable(written: &[(Hash, Vec<u8>)], root: Root) -> std::collections::BTreeSet<Hash> {
-    let by_hash: std::collections::BTreeMap<_, _> = written.iter().map(|(h, b)| (*h, b)).collect();
-    let mut live = std::collections::BTreeSet::new();
-    let mut open: Vec<Hash> = root.into_iter().collect();
-    while let Some(hash) = open.pop() {
-        let Some(bytes) = by_hash.get(&hash) else { continue };
-        if live.insert(hash)
-            && let Ok(Page::Interior(children)) = Page::parse(bytes)
-        {
-            open.extend(children.into_iter().flatten());
-        }
-    }
-    live
-}
-
 struct Writer<'a, P> {
     pages: &'a P,
     written: Vec<(Hash, Vec<u8>)>,
+    /// Where each page stands in `written`.
+    places: BTreeMap<Hash, usize>,
 }
 
 impl<P: Pages> Writer<'_, P> {
     fn write(&mut self, page: &Page) -> Hash {
         let (hash, bytes) = page.seal();
-        self.written.push((hash, bytes));
+        self.places.entry(hash).or_insert_with(|| {
+            self.written.push((hash, bytes));
+            self.written.len() - 1
+        });
         hash
     }
 
+    fn bytes(&self, hash: &Hash) -> Option<&[u8]> {
+        let (_, bytes) = self.written.get(*self.places.get(hash)?)?;
+        Some(bytes)
+    }
+
     fn load(&self, hash: &Hash) -> Result<Page, ManifestError> {
-        if let Some((_, bytes)) = self.written.iter().rev().find(|(written, _)| written == hash) {
-            return Page::parse(bytes);
+        match self.bytes(hash) {
+            Some(bytes) => Page::parse(bytes),
+            None => self.pages.page(hash)?.ok_or(ManifestError::MissingPage(*hash)),
         }
-        self.pages.page(hash)?.ok_or(ManifestError::MissingPage(*hash))
+    }
+
+    /// The written pages that are part of the tree below `root`.
+    fn reachable(&self, root: Root) -> BTreeSet<Hash> {
+        let mut live = BTreeSet::new();
+        let mut open: Vec<Hash> = root.into_iter().collect();
+        while let Some(hash) = open.pop() {
+            let Some(bytes) = self.bytes(&hash) else { continue };
+            if live.insert(hash)
+                && let Ok(Page::Interior(children)) = Page::parse(bytes)
+            {
+                open.extend(children.into_iter().flatten());
+            }
+        }
+        live
     }
 
     fn slots(&self, node: Root) -> Result<Vec<Slot>, ManifestError> {

@@ -1,7 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -119,4 +117,38 @@ fn changes_out_of_order_or_beyond_the_end_are_refused() {
     ] {
         assert_eq!(change(&pages, None, 0, 5, &changes), Err(ManifestError::Changes));
     }
+}
+
+#[test]
+fn pages_that_are_alike_are_listed_once() {
+    let alike: Vec<(u64, Slot)> = (0..64 * 3).map(|slot| (slot, chunk(slot % 64))).collect();
+    let changed = change(&BTreeMap::new(), None, 0, 64 * 3, &alike).unwrap();
+    assert_eq!(changed.pages.len(), 2, "one leaf page, named three times by the root");
+    // A rewrite of what is there writes no page but those on its path.
+    let pages: BTreeMap<Hash, Vec<u8>> = changed.pages.into_iter().collect();
+    let again = change(&pages, changed.root, 64 * 3, 64 * 3, &alike[64..65]).unwrap();
+    assert_eq!((again.root, again.pages.len()), (changed.root, 2));
+}
+
+#[test]
+fn a_base_with_a_missing_or_misplaced_page_is_said_to_be_so() {
+    let all: Vec<(u64, Slot)> = (0..200).map(|slot| (slot, chunk(slot))).collect();
+    let changed = change(&BTreeMap::new(), None, 0, 200, &all).unwrap();
+    let root = changed.root.unwrap();
+    let mut pages: BTreeMap<Hash, Vec<u8>> = changed.pages.into_iter().collect();
+    // The same pages under a slot count of another height.
+    let one = [(0, chunk(1))];
+    assert_eq!(change(&pages, Some(root), 60, 60, &one), Err(ManifestError::Misplaced(root)));
+    assert_eq!(read(&pages, Some(root), 60, 0, 60), Err(ManifestError::Misplaced(root)));
+    pages.remove(&root);
+    assert_eq!(change(&pages, Some(root), 200, 200, &one), Err(ManifestError::MissingPage(root)));
+    assert_eq!(read(&pages, Some(root), 200, 0, 1), Err(ManifestError::MissingPage(root)));
+    assert_eq!(change(&pages, None, SLOTS_MAX, SLOTS_MAX + 1, &[]), Err(ManifestError::TooLong));
+    // The highest tree there is.
+    let last = [(SLOTS_MAX - 1, chunk(1))];
+    let high = change(&BTreeMap::new(), None, 0, SLOTS_MAX, &last).unwrap();
+    assert_eq!(high.pages.len(), 7);
+    let pages: BTreeMap<Hash, Vec<u8>> = high.pages.into_iter().collect();
+    let found = read(&pages, high.root, SLOTS_MAX, SLOTS_MAX - 64, u64::MAX).unwrap();
+    assert_eq!(found.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [SLOTS_MAX - 1]);
 }
