@@ -25,8 +25,7 @@ use coffer_model::time::LogTime;
 
 use crate::command::{Prepared, Reply};
 use crate::state::{
-    CORE_VERSION, LoggedOp, OpRef, Repeat, Row, Usage, after_prefix, load, meta, op_key,
-    repeat_key, store,
+    CORE_VERSION, LoggedOp, OpRef, Repeat, Row, Usage, load, meta, op_key, repeat_key, store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -363,13 +362,4 @@ pub(crate) fn charge<T: Tables>(
         tables.put(table, key, store(&usage));
     }
     Ok(())
-}
-
-/// Whether any row's key starts with `prefix`.
-pub(crate) fn any_with_prefix(
-    tables: &impl Tables,
-    table: Table,
-    prefix: &[u8],
-) -> Result<bool, TableError> {
-    Ok(!tables.scan(table, prefix, &after_prefix(prefix), 1)?.is_empty())
 }
