@@ -1,5 +1,7 @@
 //! Ops, one function each: preconditions first, in the order a reader would ask, then the changes.
 
+use std::cell::RefCell;
+
 use coffer_model::authorize::authorize;
 use coffer_model::hash::Hash;
 use coffer_model::id::InodeId;
@@ -20,7 +22,7 @@ use crate::state::{
     InodeState, OpRef, Row, Usage, entry_key, load, meta, page_key, row_key, staged_key, store,
     trash_key, version_key,
 };
-use crate::tables::{Overlay, Table, Tables};
+use crate::tables::{Overlay, Table, TableError, Tables};
 
 /// What an entry costs its home beyond its payloads.
 const ENTRY_BYTES: u64 = 256;
@@ -72,18 +74,39 @@ fn expect<L>(
     if current == expected { Ok(()) } else { Err(Rejection::Conflict { object, current }) }
 }
 
+/// The pages of one inode. A store that fails cannot be told of through [`Pages`], so it is kept here
+/// until [`StoredPages::checked`]: an op refused on one replica for its disk's sake would split the
+/// replicas for ever.
 struct StoredPages<'a, T> {
     tables: &'a Overlay<T>,
     inode: InodeId,
+    failure: RefCell<Option<TableError>>,
+}
+
+impl<'a, T: Tables> StoredPages<'a, T> {
+    fn new(tables: &'a Overlay<T>, inode: InodeId) -> Self {
+        Self { tables, inode, failure: RefCell::new(None) }
+    }
+
+    /// What came of a look at the pages: a failure of the store goes before everything else.
+    fn checked<V>(&self, result: Result<V, ManifestError>) -> Result<V, Stop> {
+        match self.failure.take() {
+            Some(failure) => Err(failure.into()),
+            None => result.map_err(|_| Rejection::Manifest.into()),
+        }
+    }
 }
 
 impl<T: Tables> Pages for StoredPages<'_, T> {
     fn page(&self, hash: &Hash) -> Result<Option<Page>, ManifestError> {
-        // A store that fails shows as a missing page here; the replica notices at its next write.
-        match self.tables.get(Table::Pages, &page_key(&self.inode, hash)) {
-            Ok(Some(bytes)) => Page::parse(&bytes).map(Some),
-            Ok(None) | Err(_) => Ok(None),
-        }
+        let parse = |bytes: Vec<u8>| {
+            Page::parse(&bytes).map_err(|error| TableError(format!("page {hash}: {error}")))
+        };
+        let stored = self.tables.get(Table::Pages, &page_key(&self.inode, hash));
+        stored.and_then(|bytes| bytes.map(parse).transpose()).or_else(|failure| {
+            self.failure.replace(Some(failure));
+            Ok(None)
+        })
     }
 }
 
@@ -686,9 +709,9 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::Manifest.into());
         }
         let changes = self.context.slots.get(&self.at.index).copied().unwrap_or_default();
-        let pages = StoredPages { tables: &*self.tables, inode: *inode };
-        let changed = manifest::change(&pages, from.root, from.slots, slots, changes)
-            .map_err(|_| Rejection::Manifest)?;
+        let pages = StoredPages::new(&*self.tables, *inode);
+        let changed =
+            pages.checked(manifest::change(&pages, from.root, from.slots, slots, changes))?;
         if changed.root != root {
             return Err(Rejection::Manifest.into());
         }
