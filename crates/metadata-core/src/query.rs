@@ -452,8 +452,11 @@ pub fn log_time(tables: &impl Tables) -> Result<LogTime, TableError> {
     Ok(load(tables, Table::Meta, meta::TIME)?.unwrap_or(LogTime::ZERO))
 }
 
+/// A signed descriptor and a signed layout.
+pub type Genesis = (Vec<u8>, Vec<u8>);
+
 /// The signed descriptor and layout, once there is a cluster.
-pub fn genesis(tables: &impl Tables) -> Result<Option<(Vec<u8>, Vec<u8>)>, TableError> {
+pub fn genesis(tables: &impl Tables) -> Result<Option<Genesis>, TableError> {
     let descriptor = tables.get(Table::Meta, meta::DESCRIPTOR)?;
     Ok(descriptor.zip(layout(tables)?))
 }

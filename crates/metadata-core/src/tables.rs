@@ -115,19 +115,16 @@ impl Table {
 #[error("the metadata store failed: {0}")]
 pub struct TableError(pub String);
 
+/// Keys and values, ascending by key.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Reading tables. A snapshot of a database, or a database nobody writes to meanwhile.
 pub trait Tables {
     /// The value under `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError>;
 
     /// Keys and values from `from` (inclusive) to `to` (exclusive), ascending, at most `limit`.
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError>;
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Rows, TableError>;
 }
 
 impl<T: Tables + ?Sized> Tables for &T {
@@ -135,13 +132,7 @@ impl<T: Tables + ?Sized> Tables for &T {
         (**self).get(table, key)
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError> {
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Rows, TableError> {
         (**self).scan(table, from, to, limit)
     }
 }
@@ -191,13 +182,7 @@ impl<T: Tables> Tables for Overlay<T> {
         }
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError> {
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Rows, TableError> {
         if from >= to {
             return Ok(Vec::new());
         }
@@ -245,13 +230,7 @@ impl Tables for MemoryTables {
         Ok(self.0.get(&(table, key.to_vec())).cloned())
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError> {
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Rows, TableError> {
         if from >= to {
             return Ok(Vec::new());
         }
