@@ -302,7 +302,7 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::InodeExists.into());
         }
         if let Some(standing) = standing {
-            self.to_trash(key, standing);
+            self.keep_in_trash(key, standing)?;
         }
         self.link(entry, None)?;
         let state = InodeState {
@@ -421,7 +421,7 @@ impl<T: Tables> Step<'_, '_, T> {
                 self.unlink(&target.leaf.inode)?;
                 replaced_live = true;
             }
-            self.to_trash(&to.key, target);
+            self.keep_in_trash(&to.key, target)?;
         }
         let row = self.row(
             Object::Entry(from.key),
@@ -497,7 +497,7 @@ impl<T: Tables> Step<'_, '_, T> {
             if standing.leaf.inode == leaf.inode {
                 payload = Some(standing.payload);
             } else {
-                self.to_trash(key, standing);
+                self.keep_in_trash(key, standing)?;
             }
         }
         if let Some(parent) = &state.parent {
@@ -570,12 +570,15 @@ impl<T: Tables> Step<'_, '_, T> {
         Ok(())
     }
 
-    /// Keeps what a reused name pointed at. A `Moved` tombstone points at nothing that is gone.
-    fn to_trash(&mut self, key: &EntryKey, row: Row<EntryLeaf>) {
-        if !matches!(row.leaf.state, EntryState::Moved { .. }) {
+    /// Keeps what a reused name pointed at, if it is gone and this name was its last: what was moved,
+    /// or restored under another name, has its story there.
+    fn keep_in_trash(&mut self, key: &EntryKey, row: Row<EntryLeaf>) -> Result<(), Stop> {
+        let state = inode_state(self.tables, &row.leaf.inode)?;
+        if state.is_some_and(|state| !state.linked && state.parent == Some(*key)) {
             let trash = trash_key(&key.directory, &row.leaf.inode);
             self.tables.put(Table::Trash, &trash, store(&row));
         }
+        Ok(())
     }
 
     fn unlink(&mut self, inode: &InodeId) -> Result<(), Stop> {
