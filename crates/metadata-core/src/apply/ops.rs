@@ -237,6 +237,9 @@ impl<T: Tables> Step<'_, '_, T> {
         if session.key != certificate.hash() || session.leaf.closed {
             return Err(invalid("an open session is named by its certificate"));
         }
+        if session.expected.is_some() {
+            return Err(invalid("a session is opened once"));
+        }
         if !certificate_times_fit(certificate.issued, certificate.expires, self.context.time) {
             return Err(invalid("a session lasts at most 12 hours from now"));
         }
