@@ -791,5 +791,9 @@ fn check_vault(leaf: &VaultLeaf) -> Result<(), Stop> {
     if !ascending || leaf.members.is_empty() || leaf.members.len() > VAULT_MEMBERS_MAX {
         return Err(invalid("a vault has 1 to 1024 members, ascending"));
     }
+    let sealed_keys = leaf.members.iter().map(|member| &member.sealed_key);
+    if sealed_keys.chain(&leaf.former_key).any(|key| key.len() > WRAP_BYTES_MAX) {
+        return Err(invalid("a sealed key has at most 256 bytes"));
+    }
     Ok(())
 }
