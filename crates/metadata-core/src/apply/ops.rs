@@ -672,6 +672,10 @@ impl<T: Tables> Step<'_, '_, T> {
         self.put_slots(inode, home, from, leaf.slots, leaf.root, head.receipts_until)?;
         let payload = self.context.payload(&leaf.payload, None)?;
         self.charge(home, length(&payload), 0, 0)?;
+        if head.base == Base::Staged {
+            let key = coffer_model::object::StagedKey { inode: *inode, write: leaf.write };
+            self.tables.delete(Table::Staged, &staged_key(&key));
+        }
         if let Some(former) = current {
             let key = version_key(inode, former.leaf.version);
             self.tables.put(Table::Versions, &key, store(&former));
