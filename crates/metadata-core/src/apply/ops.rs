@@ -353,8 +353,13 @@ impl<T: Tables> Step<'_, '_, T> {
     ) -> Result<(), Stop> {
         let (key, leaf) = (&staged.key, &staged.leaf);
         let home = self.writable_directory(&leaf.directory, None)?;
-        if inode_state(self.tables, &key.inode)?.is_some() && self.writable(&key.inode)? != home {
-            return Err(Rejection::CrossHome.into());
+        if let Some(state) = inode_state(self.tables, &key.inode)? {
+            if self.writable(&key.inode)? != home {
+                return Err(Rejection::CrossHome.into());
+            }
+            if state.kind == Kind::Directory {
+                return Err(Rejection::IsADirectory.into());
+            }
         }
         let stored_key = staged_key(key);
         let current: Option<Row<StagedLeaf>> = load(self.tables, Table::Staged, &stored_key)?;
