@@ -501,12 +501,13 @@ impl<T: Tables> Step<'_, '_, T> {
         }
         let standing = self.free_name(entry)?;
         let mut payload = None;
-        if let Some(standing) = standing {
-            if standing.leaf.inode == leaf.inode {
-                payload = Some(standing.payload);
-            } else {
-                self.keep_in_trash(key, standing)?;
-            }
+        match standing {
+            Some(standing) if standing.leaf.inode == leaf.inode => payload = Some(standing.payload),
+            Some(standing) => self.keep_in_trash(key, standing)?,
+            None => {}
+        }
+        if payload.is_none() {
+            self.charge(&home, ENTRY_BYTES, 0, 0)?;
         }
         if let Some(parent) = &state.parent {
             self.tables.delete(Table::Trash, &trash_key(&parent.directory, &leaf.inode));
