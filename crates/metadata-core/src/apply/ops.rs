@@ -6,7 +6,9 @@ use coffer_model::authorize::authorize;
 use coffer_model::hash::Hash;
 use coffer_model::id::InodeId;
 use coffer_model::log::ChunkRow;
-use coffer_model::manifest::{self, ManifestError, Page, Pages, Root, SLOTS_MAX, Slot};
+use coffer_model::manifest::{
+    self, FANOUT, ManifestError, Page, Pages, Root, SLOTS_MAX, Slot, SlotChunk,
+};
 use coffer_model::name::{PATH_DEPTH_MAX, UserName};
 use coffer_model::object::{
     AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object, Role,
@@ -731,15 +733,18 @@ impl<T: Tables> Step<'_, '_, T> {
         if changed.root != root {
             return Err(Rejection::Manifest.into());
         }
+        let fresh = pages.checked(fresh_chunks(&pages, &from, changes))?;
         let mut bytes = 0;
         for (hash, page) in changed.pages {
-            bytes += length(&page);
-            self.tables.put(Table::Pages, &page_key(inode, &hash), page);
+            let key = page_key(inode, &hash);
+            if self.tables.get(Table::Pages, &key)?.is_none() {
+                bytes += length(&page);
+                self.tables.put(Table::Pages, &key, page);
+            }
         }
         let mut position: u64 = load(self.tables, Table::Meta, meta::FEED)?.unwrap_or(0);
         let first = position;
-        for (_, slot) in changes {
-            let Slot::Chunk(chunk) = slot else { continue };
+        for chunk in fresh {
             position += 1;
             bytes += u64::from(chunk.length);
             let row = ChunkRow {
@@ -780,6 +785,28 @@ impl<T: Tables> Step<'_, '_, T> {
         let hash = LeafHash::of(&self.context.cluster, &object, expected, &wrap(leaf.clone()));
         Row { at: self.at, hash, leaf: leaf.clone(), payload, second, time: self.context.time }
     }
+}
+
+/// The chunks that were not in their slots before. A change to what is there already does not show in
+/// the signed root, so whoever carries the bundle could have put it in: it makes no row and costs
+/// nothing.
+fn fresh_chunks(
+    pages: &impl Pages,
+    from: &From,
+    changes: &[(u64, Slot)],
+) -> Result<Vec<SlotChunk>, ManifestError> {
+    let mut fresh = Vec::new();
+    for page in changes.chunk_by(|left, right| left.0 / FANOUT == right.0 / FANOUT) {
+        let start = page[0].0 / FANOUT * FANOUT;
+        let former = manifest::read(pages, from.root, from.slots, start, start + FANOUT)?;
+        for (slot, content) in page {
+            match content {
+                Slot::Chunk(chunk) if !former.contains(&(*slot, *chunk)) => fresh.push(*chunk),
+                _ => {}
+            }
+        }
+    }
+    Ok(fresh)
 }
 
 fn length(bytes: &[u8]) -> u64 {
