@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use coffer_model::bundle::{
-    Author, Bundle, BundleRejection, NOT_AFTER_MS_MAX, Outcomes, PAYLOAD_BYTES_MAX, Payloads,
+    Author, Bundle, BundleRejection, Header, NOT_AFTER_MS_MAX, Outcomes, PAYLOAD_BYTES_MAX,
+    Payloads,
 };
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::{decode, encode};
@@ -17,7 +18,7 @@ use coffer_model::layout::Layout;
 use coffer_model::log::{ClockReading, LogBody, LogEntry, NodeReport, SystemOp};
 use coffer_model::manifest::Slot;
 use coffer_model::merkle::{Frontier, Tree, leaf_hash};
-use coffer_model::object::SessionLeaf;
+use coffer_model::object::{SessionLeaf, UserLeaf};
 use coffer_model::op::{Op, Outcome, Rejection};
 use coffer_model::session::{CertificateHash, SESSION_MS_MAX};
 use coffer_model::signing::{Domain, Signature};
@@ -79,7 +80,7 @@ pub fn apply<T: Tables>(tables: &mut Overlay<T>, command: &Prepared) -> Result<R
 /// What an op is applied in.
 pub(crate) struct Context<'a> {
     pub(crate) cluster: ClusterId,
-    pub(crate) header: &'a coffer_model::bundle::Header,
+    pub(crate) header: &'a Header,
     pub(crate) blobs: BTreeMap<Hash, &'a [u8]>,
     pub(crate) slots: BTreeMap<u16, &'a [(u64, Slot)]>,
     pub(crate) time: LogTime,
@@ -92,6 +93,13 @@ fn bundle_reply<T: Tables>(
     payloads: &Payloads,
 ) -> Result<Reply, TableError> {
     let header = &bundle.header;
+    // An answer is for the author of the request only, and what anybody can sign stays out of the log.
+    if !key_is_the_principals(tables, bundle)? {
+        return Ok(Reply::Refused(match header.author {
+            Author::Session(_) => BundleRejection::Session,
+            Author::Identity => BundleRejection::Signature,
+        }));
+    }
     let repeat = repeat_key(&header.principal, &header.request);
     if let Some(Repeat { outcomes, revision }) = load(tables, Table::Repeats, &repeat)? {
         return Ok(Reply::Bundle { outcomes, revision, repeated: true });
@@ -170,22 +178,43 @@ fn forget_repeats<T: Tables>(tables: &mut Overlay<T>, time: LogTime) -> Result<(
     Ok(())
 }
 
-/// Whether the header's key may sign these ops now.
+/// Whether the header's key is one of the principal: of a session of theirs, open or not, or their
+/// identity. Who is not registered yet brings the identity in the bundle.
+fn key_is_the_principals(tables: &impl Tables, bundle: &Bundle) -> Result<bool, TableError> {
+    let Header { principal, key, author, .. } = &bundle.header;
+    if let Author::Session(certificate) = author {
+        let row: Option<Row<SessionLeaf>> =
+            load(tables, Table::Sessions, certificate.as_hash().as_bytes())?;
+        return Ok(row.is_some_and(|row| {
+            let certificate = &row.leaf.certificate.certificate;
+            certificate.key == *key && certificate.principal == *principal
+        }));
+    }
+    Ok(match tables.get(Table::Principals, principal.as_bytes())? {
+        Some(name) => {
+            let user: Option<Row<UserLeaf>> = load(tables, Table::Users, &name)?;
+            user.is_some_and(|user| user.leaf.identity == *key)
+        }
+        None => bundle.ops.iter().any(|op| match op {
+            Op::Register { user, .. } => {
+                user.leaf.principal == *principal && user.leaf.identity == *key
+            }
+            _ => false,
+        }),
+    })
+}
+
+/// Whether the header's key, which is the principal's, may sign these ops now.
 fn author_may_sign(
     tables: &impl Tables,
     bundle: &Bundle,
     time: LogTime,
 ) -> Result<bool, TableError> {
-    let header = &bundle.header;
-    match header.author {
+    match bundle.header.author {
         Author::Session(certificate) => {
             let session = open_session(tables, &certificate, time)?;
-            Ok(session.is_some_and(|session| {
-                let certificate = &session.certificate.certificate;
-                certificate.key == header.key && certificate.principal == header.principal
-            }) && !bundle.ops.iter().any(signed_by_identity))
+            Ok(session.is_some() && !bundle.ops.iter().any(signed_by_identity))
         }
-        // Each of these ops compares the header's key with the identity itself.
         Author::Identity => Ok(bundle.ops.iter().all(signed_by_identity)),
     }
 }
