@@ -1,13 +1,15 @@
 //! Reading the state: what each question of the API comes down to. Nothing here changes anything,
 //! and who may not see gets [`QueryError::Denied`].
 
+use std::cell::RefCell;
+
 use coffer_model::authorize::authorize;
 use coffer_model::bundle::OpProof;
 use coffer_model::hash::Hash;
 use coffer_model::id::{ChunkId, InodeId, NameTag, NodeId, PrincipalId};
 use coffer_model::layout::{Layout, Partition};
 use coffer_model::log::{ChunkRow, LogBody, LogEntry, NodeReport};
-use coffer_model::manifest::{self, ManifestError, Page, Slot};
+use coffer_model::manifest::{self, ManifestError, Page, Pages};
 use coffer_model::merkle::Frontier;
 use coffer_model::name::UserName;
 use coffer_model::object::{
@@ -221,7 +223,32 @@ fn entry(
     Ok(found_entry)
 }
 
-/// The pages that cover slots from..to, and the chunks in them.
+/// Gives stored pages, and keeps what it gave.
+struct GivenPages<'a, T> {
+    tables: &'a T,
+    inode: &'a InodeId,
+    given: RefCell<Vec<Vec<u8>>>,
+    failure: RefCell<Option<TableError>>,
+}
+
+impl<T: Tables> Pages for GivenPages<'_, T> {
+    fn page(&self, hash: &Hash) -> Result<Option<Page>, ManifestError> {
+        match self.tables.get(Table::Pages, &page_key(self.inode, hash)) {
+            Ok(Some(bytes)) => {
+                let page = Page::parse(&bytes)?;
+                self.given.borrow_mut().push(bytes);
+                Ok(Some(page))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => {
+                self.failure.replace(Some(error));
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The pages that cover slots from..to, parents first, and the chunks in those slots.
 fn pages(
     tables: &impl Tables,
     inode: &InodeId,
@@ -229,31 +256,15 @@ fn pages(
     from: u64,
     to: u64,
 ) -> Result<(Vec<Vec<u8>>, Vec<ChunkId>), QueryError> {
-    let (mut pages, mut chunks, mut failure) = (Vec::new(), Vec::new(), None);
-    let mut visit = |hash: &Hash| match tables.get(Table::Pages, &page_key(inode, hash)) {
-        Ok(Some(bytes)) => {
-            let page = Page::parse(&bytes)?;
-            if let Page::Leaf(slots) = &page {
-                chunks.extend(slots.iter().filter_map(|slot| match slot {
-                    Slot::Chunk(chunk) => Some(chunk.chunk),
-                    Slot::Hole => None,
-                }));
-            }
-            pages.push(bytes);
-            Ok(page)
-        }
-        Ok(None) => Err(ManifestError::MissingPage(*hash)),
-        Err(error) => {
-            failure = Some(error);
-            Err(ManifestError::MissingPage(*hash))
-        }
-    };
-    let walked = manifest::walk(&mut visit, head.root, head.slots, from, to);
-    match (walked, failure) {
-        (_, Some(error)) => Err(error.into()),
-        (Err(error), None) => Err(TableError(error.to_string()).into()),
-        (Ok(()), None) => Ok((pages, chunks)),
+    let (given, failure) = (RefCell::default(), RefCell::default());
+    let pages = GivenPages { tables, inode, given, failure };
+    let read = manifest::read(&pages, head.root, head.slots, from, to);
+    if let Some(failure) = pages.failure.into_inner() {
+        return Err(failure.into());
     }
+    let slots = read.map_err(|error| TableError(error.to_string()))?;
+    let chunks = slots.into_iter().map(|(_, chunk)| chunk.chunk).collect();
+    Ok((pages.given.into_inner(), chunks))
 }
 
 /// One object by its key. Users and sessions are there for everybody who is logged in: whoever
