@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -155,23 +156,32 @@ impl Cluster {
 
     /// Runs the `coffer` program as `user` with standard input from a file.
     pub fn run_with_input(&self, user: &str, args: &[&str], input: Option<&Path>) -> Result<Output> {
-        let runtime = self.runtime.path().join(user);
-        fs::create_dir_all(&runtime)?;
-        let state = self.dir.path().join("state").join(user);
         let stdin = match input {
             Some(path) => fs::File::open(path)?.into(),
             None => Stdio::null(),
         };
-        Command::new(coffer_binary()?)
+        self.command(user, args)?.stdin(stdin).output().context("cannot run `coffer`")
+    }
+
+    /// Starts the `coffer` program as `user` and does not wait for it.
+    pub fn spawn(&self, user: &str, args: &[&str]) -> Result<Child> {
+        let mut command = self.command(user, args)?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().context("cannot run `coffer`")
+    }
+
+    fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
+        let runtime = self.runtime.path().join(user);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
+        let mut command = Command::new(coffer_binary()?);
+        command
             .args(args)
             .env("COFFER_SERVER", &self.address)
             .env("COFFER_CA", self.authority())
             .env("COFFER_PASSWORD", password(user))
             .env("XDG_RUNTIME_DIR", runtime)
-            .env("XDG_STATE_HOME", state)
-            .stdin(stdin)
-            .output()
-            .context("cannot run `coffer`")
+            .env("XDG_STATE_HOME", self.dir.path().join("state").join(user));
+        Ok(command)
     }
 
     /// Runs the `coffer` program as `user` and gives its output; it must succeed.

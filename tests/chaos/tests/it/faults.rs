@@ -1,0 +1,166 @@
+//! Processes are killed while people work.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coffer_chaos::{Cluster, wait_for};
+use rustix::process::Signal;
+
+/// Writers that each put numbered files until told to stop, and remember which were acknowledged.
+fn with_writers(cluster: &Cluster, during: impl FnOnce(&AtomicUsize)) -> Vec<(String, String)> {
+    let stop = AtomicBool::new(false);
+    let acknowledged = AtomicUsize::new(0);
+    let work = cluster.work_dir().unwrap();
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let (stop, acknowledged, work) = (&stop, &acknowledged, &work);
+                scope.spawn(move || {
+                    let mut done = Vec::new();
+                    for number in 0.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let content = format!("writer {writer} file {number} ").repeat(500);
+                        let local = work.join(format!("w{writer}"));
+                        fs::write(&local, &content).unwrap();
+                        let remote = format!("/alice/w{writer}-{number}");
+                        // No operation may fail: the client rides out what happens.
+                        cluster.coffer("alice", &["put", local.to_str().unwrap(), &remote]).unwrap();
+                        done.push((remote, content));
+                        acknowledged.fetch_add(1, Ordering::Relaxed);
+                    }
+                    done
+                })
+            })
+            .collect();
+        during(&acknowledged);
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    })
+}
+
+/// Waits until `more` further files were acknowledged.
+fn progress(acknowledged: &AtomicUsize, more: usize) {
+    let wanted = acknowledged.load(Ordering::Relaxed) + more;
+    wait_for("writers to go on", || {
+        Ok((acknowledged.load(Ordering::Relaxed) >= wanted).then_some(()))
+    })
+    .unwrap();
+}
+
+fn check_all(cluster: &Cluster, files: &[(String, String)]) {
+    assert!(!files.is_empty());
+    let back = cluster.work_dir().unwrap().join("back");
+    let _ = fs::remove_dir_all(&back);
+    cluster.coffer("alice", &["get", "-r", "/alice", back.to_str().unwrap()]).unwrap();
+    for (remote, content) in files {
+        let local = back.join(remote.strip_prefix("/alice/").unwrap());
+        assert_eq!(&fs::read_to_string(&local).unwrap(), content, "{remote}");
+    }
+}
+
+#[test]
+fn the_leader_is_killed_under_load_and_nothing_acknowledged_is_lost() {
+    let cluster = Cluster::start().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let files = with_writers(&cluster, |acknowledged| {
+        progress(acknowledged, 8);
+        let leader = cluster.leader("alice").unwrap();
+        cluster.kill(&leader).unwrap();
+        progress(acknowledged, 16);
+    });
+    check_all(&cluster, &files);
+}
+
+#[test]
+fn a_storage_node_is_killed_and_catches_up_when_it_returns() {
+    let mut cluster = Cluster::start().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let files = with_writers(&cluster, |acknowledged| {
+        progress(acknowledged, 8);
+        cluster.kill("storage-1").unwrap();
+        progress(acknowledged, 16);
+    });
+    check_all(&cluster, &files);
+
+    cluster.kill_everything().unwrap();
+    cluster.start_again().unwrap();
+    wait_for("storage-1 to have all chunks", || {
+        let status = cluster.status("alice")?;
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        let complete = nodes.len() == 3
+            && nodes.iter().all(|node| {
+                node["reachable"] == true && node["missing_chunks"] == 0 && node["chunks"] == nodes[0]["chunks"]
+            })
+            && nodes[0]["chunks"].as_u64() >= Some(files.len() as u64);
+        Ok(complete.then_some(()))
+    })
+    .unwrap();
+    // The two others die; what is left must be enough for every byte.
+    cluster.kill("storage-2").unwrap();
+    cluster.kill("storage-3").unwrap();
+    check_all(&cluster, &files);
+}
+
+#[test]
+fn everything_is_killed_at_once_and_everything_acknowledged_is_there() {
+    let mut cluster = Cluster::start().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let files = with_writers(&cluster, |acknowledged| progress(acknowledged, 30));
+    cluster.kill_everything().unwrap();
+    cluster.start_again().unwrap();
+    check_all(&cluster, &files);
+}
+
+#[test]
+fn a_storage_node_that_hangs_holds_nobody_up() {
+    let cluster = Cluster::start().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let files = with_writers(&cluster, |acknowledged| {
+        progress(acknowledged, 4);
+        cluster.signal("storage-3", Signal::STOP).unwrap();
+        progress(acknowledged, 20);
+        cluster.signal("storage-3", Signal::CONT).unwrap();
+    });
+    check_all(&cluster, &files);
+}
+
+#[test]
+fn an_interrupted_put_goes_on_where_it_stopped() {
+    let cluster = Cluster::start().unwrap();
+    let work = cluster.work_dir().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let file = work.join("file");
+    let content: Vec<u8> = (0u32..24 << 20).map(|at| (at >> 10) as u8 ^ (at as u8)).collect();
+    let content: Vec<u8> = content.iter().zip(0u32..).map(|(byte, at)| byte ^ (at >> 16) as u8).collect();
+    fs::write(&file, &content).unwrap();
+    let file = file.to_str().unwrap();
+
+    let mut child = cluster.spawn("alice", &["put", file, "/alice/file"]).unwrap();
+    let chunks_stored = || -> u64 {
+        let status = cluster.status("alice").unwrap();
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().filter_map(|node| node["chunks"].as_u64()).sum()
+    };
+    let began = Instant::now();
+    // Nodes report every few seconds; any time before the end is a good time.
+    while began.elapsed() < Duration::from_millis(600) && child.try_wait().unwrap().is_none() {
+        thread::yield_now();
+    }
+    child.kill().unwrap();
+    let interrupted = !child.wait().unwrap().success();
+    let report = cluster.coffer("alice", &["put", file, "/alice/file", "--json"]).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let (sent, skipped) =
+        (report["chunks_sent"].as_u64().unwrap(), report["chunks_skipped"].as_u64().unwrap());
+    assert_eq!(sent + skipped, 24, "{report}");
+    if interrupted {
+        assert!(skipped > 0, "what was durable was sent again: {report}");
+    }
+    cluster.coffer("alice", &["get", "/alice/file", work.join("back").to_str().unwrap()]).unwrap();
+    assert_eq!(fs::read(work.join("back")).unwrap(), content);
+    assert!(chunks_stored() <= 3 * 24);
+}

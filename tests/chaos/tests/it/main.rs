@@ -1,0 +1,10 @@
+//! Clusters of real processes: what a user may rely on while processes die, and what is refused.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod bad_input;
+mod command_line;
+mod confidential;
+mod faults;
+mod hot_directory;
+mod large;
