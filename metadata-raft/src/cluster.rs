@@ -1,0 +1,116 @@
+//! The cluster service: what the cluster says about itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use coffer_metadata_core::query;
+use coffer_model::log::NodeReport;
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
+use coffer_proto::v1::cluster_service_server::ClusterService;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use crate::access::{Door, Route, reading, store_failed};
+use crate::nodes::Nodes;
+use crate::reads::Reads;
+
+/// The cluster service of one member.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) door: Door,
+    pub(crate) reads: Reads,
+    pub(crate) nodes: Arc<Nodes>,
+}
+
+fn client(channel: Channel) -> ClusterServiceClient<Channel> {
+    ClusterServiceClient::new(channel)
+}
+
+#[tonic::async_trait]
+impl ClusterService for Cluster {
+    /// Answered by every member from what it has: both records are signed, and the layout carries a
+    /// version.
+    async fn get_descriptor(
+        &self,
+        _: Request<pb::GetDescriptorRequest>,
+    ) -> Result<Response<pb::GetDescriptorResponse>, Status> {
+        let view = self.reads.local();
+        let records = reading(move || query::genesis(&view).map_err(store_failed)).await?;
+        let own = &self.door.group.records;
+        let (descriptor, layout) =
+            records.unwrap_or_else(|| (own.signed_descriptor.clone(), own.signed_layout.clone()));
+        Ok(Response::new(pb::GetDescriptorResponse {
+            descriptor: descriptor.into(),
+            layout: layout.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn get_status(
+        &self,
+        request: Request<pb::GetStatusRequest>,
+    ) -> Result<Response<pb::GetStatusResponse>, Status> {
+        if let Route::At(leader) = self.door.to_leader(&request)? {
+            let call = |to, request| async move { client(to).get_status(request).await };
+            return self.door.forward(leader, request, call).await;
+        }
+        let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
+        let members = self.members();
+        let (group, nodes) = (Arc::clone(&self.door.group), Arc::clone(&self.nodes));
+        let answer = reading(move || {
+            let view = &confirmed.view;
+            let logged = query::nodes(view).map_err(store_failed)?;
+            let totals = query::totals(view).map_err(store_failed)?;
+            let now = Instant::now();
+            let node_status = |node: &coffer_model::descriptor::StorageNode| {
+                let report = logged.iter().find(|report| report.node == node.id);
+                let (reachable, condition) = nodes.condition(node.id, now);
+                pb::NodeStatus {
+                    id: node.id.to_string(),
+                    address: report.map_or(String::new(), |report| report.address.clone()),
+                    zone: node.zone.clone(),
+                    reachable: reachable && report.is_some(),
+                    capacity_bytes: report.map_or(0, |report: &NodeReport| report.capacity_bytes),
+                    used_bytes: condition.used_bytes,
+                    chunks: condition.chunks,
+                    missing_chunks: condition.missing_chunks,
+                    fault: condition.fault,
+                }
+            };
+            Ok(pb::GetStatusResponse {
+                revision: query::revision(view).map_err(store_failed)?,
+                log_time_ms: query::log_time(view).map_err(store_failed)?.unix_ms(),
+                members,
+                nodes: group.descriptor().nodes.iter().map(node_status).collect(),
+                inodes: totals.inodes,
+                charged_bytes: totals.bytes,
+                log_root: query::log_root(view).map_err(store_failed)?.to_vec().into(),
+            })
+        });
+        Ok(Response::new(answer.await?))
+    }
+}
+
+impl Cluster {
+    fn members(&self) -> Vec<pb::MemberStatus> {
+        let metrics = self.door.raft.metrics().borrow().clone();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let group = &self.door.group;
+        let status = |member: &coffer_model::descriptor::Member| {
+            let me = member.id == group.me;
+            let replicated = metrics.replication.as_ref().and_then(|replication| {
+                let matched = replication.get(&member.id.as_u64())?.as_ref()?;
+                Some(matched.index)
+            });
+            pb::MemberStatus {
+                id: member.id.to_string(),
+                address: member.address.clone(),
+                leader: me,
+                reachable: me || self.door.peers.reached(member.id),
+                behind: if me { 0 } else { last - replicated.unwrap_or(0).min(last) },
+            }
+        };
+        group.descriptor().members.iter().map(status).collect()
+    }
+}

@@ -1,0 +1,162 @@
+//! The configuration of a metadata member.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coffer_service::config::{ConfigError, Reader, read};
+use coffer_service::tls::TlsFiles;
+
+/// What the environment variables of this role begin with, such as `COFFER_METADATA__LISTEN`.
+const ENV_PREFIX: &str = "COFFER_METADATA";
+
+/// What a metadata member needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `listen`: where gRPC is served, with certificates on both sides.
+    pub listen: SocketAddr,
+    /// `health_listen`: where health, and nothing else, is served without TLS; left out: nowhere.
+    pub health_listen: Option<SocketAddr>,
+    /// `data_dir`: the member's volume.
+    pub data_dir: PathBuf,
+    /// `descriptor`: the file of the signed first descriptor.
+    pub descriptor: PathBuf,
+    /// `layout`: the file of the signed first layout.
+    pub layout: PathBuf,
+    /// `opaque_setup`: the file of the secrets for login, the same on all members, mode 0600.
+    pub opaque_setup: PathBuf,
+    /// `bootstrap`: whether this member forms the group at its first start. Set it on exactly one.
+    pub bootstrap: bool,
+    /// `tls.ca`, `tls.certificate`, `tls.key`: PEM files.
+    pub tls: TlsFiles,
+    /// `timing.*`.
+    pub timing: Timing,
+}
+
+/// How fast things go. The defaults suit one data centre.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// `timing.heartbeat`: how often a leader says that it is there. It is also the most an append to
+    /// a peer may take before it is tried again.
+    pub heartbeat: Duration,
+    /// `timing.election_min`: the shortest silence after which a member stands for election.
+    pub election_min: Duration,
+    /// `timing.election_max`: the longest.
+    pub election_max: Duration,
+    /// `timing.tick`: how old log time may be when work comes.
+    pub tick: Duration,
+    /// `timing.step_down`: how long a leader that stops waits for a successor.
+    pub step_down: Duration,
+}
+
+impl Timing {
+    /// The defaults.
+    pub const STANDARD: Self = Self {
+        heartbeat: Duration::from_millis(150),
+        election_min: Duration::from_millis(500),
+        election_max: Duration::from_millis(1000),
+        tick: Duration::from_secs(1),
+        step_down: Duration::from_secs(3),
+    };
+}
+
+/// Reads the configuration from a file and the environment (`COFFER_METADATA__…`).
+pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
+    read(file, ENV_PREFIX, Config::read)
+}
+
+impl Config {
+    fn read(reader: &Reader<'_>) -> Self {
+        Self {
+            listen: reader.socket_addr("listen"),
+            health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
+            data_dir: reader.path("data_dir"),
+            descriptor: reader.path("descriptor"),
+            layout: reader.path("layout"),
+            opaque_setup: reader.path("opaque_setup"),
+            bootstrap: reader.bool_or("bootstrap", false),
+            tls: reader.table("tls", |tls| TlsFiles {
+                ca: tls.path("ca"),
+                certificate: tls.path("certificate"),
+                key: tls.path("key"),
+            }),
+            timing: reader.table("timing", read_timing),
+        }
+    }
+
+    /// Where the database stands.
+    pub(crate) fn store_dir(&self) -> PathBuf {
+        store_dir(&self.data_dir)
+    }
+}
+
+fn store_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("raft")
+}
+
+fn read_timing(reader: &Reader<'_>) -> Timing {
+    let ms = |default: Duration| u64::try_from(default.as_millis()).unwrap_or(u64::MAX);
+    let standard = Timing::STANDARD;
+    let timing = Timing {
+        heartbeat: reader.duration_ms("heartbeat", 10..=10_000, ms(standard.heartbeat)),
+        election_min: reader.duration_ms("election_min", 50..=60_000, ms(standard.election_min)),
+        election_max: reader.duration_ms("election_max", 100..=120_000, ms(standard.election_max)),
+        tick: reader.duration_ms("tick", 100..=60_000, ms(standard.tick)),
+        step_down: reader.duration_ms("step_down", 0..=60_000, ms(standard.step_down)),
+    };
+    if timing.election_min < timing.heartbeat * 2 {
+        reader.fault("election_min", "at least twice timing.heartbeat");
+    }
+    if timing.election_max <= timing.election_min {
+        reader.fault("election_max", "more than timing.election_min");
+    }
+    timing
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use coffer_service::config::{ConfigError, parse};
+
+    use super::*;
+
+    const FULL: &str = r#"
+        listen = "127.0.0.1:7000"
+        data_dir = "data"
+        descriptor = "descriptor"
+        layout = "layout"
+        opaque_setup = "opaque.setup"
+        [tls]
+        ca = "ca.pem"
+        certificate = "certificate.pem"
+        key = "key.pem"
+    "#;
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let config = parse(FULL, [], ENV_PREFIX, Config::read).unwrap();
+        assert_eq!(config.timing, Timing::STANDARD);
+        assert!(!config.bootstrap && config.health_listen.is_none());
+        assert_eq!(config.store_dir(), Path::new("data/raft"));
+    }
+
+    #[test]
+    fn all_faults_are_told_together() {
+        let text = "listen = 1\nbootstap = true\n[timing]\nheartbeat = 400\nelection_max = 400\n";
+        let Err(ConfigError::Faults(faults)) = parse(text, [], ENV_PREFIX, Config::read) else {
+            panic!("the configuration is wrong")
+        };
+        let keys: Vec<&str> = faults.faults().iter().map(|fault| fault.key.as_str()).collect();
+        for key in [
+            "listen",
+            "bootstap",
+            "data_dir",
+            "tls.key",
+            "timing.election_min",
+            "timing.election_max",
+        ] {
+            assert!(keys.contains(&key), "{key} is not among {keys:?}");
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! One member from its start to its end.
+//!
+//! Start: the volume is checked to be this member's of this cluster, then Raft runs on it. End: the
+//! member takes no more work, lets a successor take the lead, stops, and syncs what it has. A store
+//! that failed ends the member at once; the next start recovers from the log.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coffer_metadata_core::{Command, query};
+use coffer_model::id::MemberId;
+use coffer_model::log::SystemOp;
+use coffer_model::signing::{PublicKey, Signer};
+use coffer_service::channel::ChannelError;
+use coffer_service::health::Health;
+use coffer_service::identity::{IdentityError, ProcessIdentity};
+use coffer_service::peer::{PeerId, peer_uri_id};
+use coffer_service::server::{GrpcServer, ServerLimits};
+use coffer_service::shutdown::Shutdown;
+use coffer_service::tls::{ClientAuth, LiveTls, RELOAD_EVERY, TlsError, read_certificates};
+use openraft::SnapshotPolicy;
+use openraft::error::{InitializeError, RaftError};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Door;
+use crate::batch::{Batcher, Proposer};
+use crate::cluster::Cluster;
+use crate::config::{Config, Timing};
+use crate::directory::Directory;
+use crate::group::{Group, GroupError, ROLE, Records, member_id};
+use crate::listing::Listings;
+use crate::log::LogStore;
+use crate::login::{Attempts, Guesses, Login};
+use crate::machine::{Machine, PreparedCache};
+use crate::network::Network;
+use crate::nodes::Nodes;
+use crate::opaque::{Opaque, SetupError};
+use crate::peers::Peers;
+use crate::raft::Raft;
+use crate::reads::Reads;
+use crate::serve::{Internal, routes};
+use crate::store::{Store, StoreError};
+
+/// How long requests that are under way at the end may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the database may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often readiness is looked at where nothing changes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often what is too old is forgotten.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Entries in one message to a peer; their bytes have a bound of their own.
+const APPEND_ENTRIES_MAX: u64 = 64;
+
+/// Why a volume was not prepared.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot prepare the volume of a metadata member")]
+pub struct InitError(#[from] IdentityError);
+
+/// Why a member did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    /// The signed records cannot be used.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The volume cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store cannot be used, or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The secrets for login cannot be used.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificate is somebody else's.
+    #[error(
+        "the certificate {} is not this member's: it has to name {expected}",
+        path.display()
+    )]
+    Certificate {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What it has to say.
+        expected: PeerId,
+    },
+    /// A member's address in the descriptor is not one.
+    #[error("the descriptor names an address that cannot be used")]
+    Address(#[from] ChannelError),
+    /// The volume was in use, and its store is gone.
+    #[error(
+        "{} is gone, but this volume has been a member of cluster {cluster}; what this member had \
+         promised is lost with it: restore the volume, or retire the member and start a new one",
+        path.display()
+    )]
+    StoreLost {
+        /// Where the store should be.
+        path: PathBuf,
+        /// The cluster the volume belongs to.
+        cluster: coffer_model::id::ClusterId,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Raft did not start, or stopped.
+    #[error("Raft stopped: {0}")]
+    Raft(String),
+    /// The server failed.
+    #[error("the gRPC server failed")]
+    Server(#[source] tonic::transport::Error),
+    /// A task of the member panicked.
+    #[error("the member stopped: {0}")]
+    Task(String),
+}
+
+/// Prepares the volume of a new member and says who it is, so that an administrator can name it in the
+/// descriptor and have a certificate made for it. Doing it again gives the same answer.
+pub fn init(data_dir: &Path) -> Result<(MemberId, PublicKey), InitError> {
+    let identity = ProcessIdentity::load_or_create(data_dir, ROLE, None)?;
+    Ok((member_id(&identity), identity.public_key()))
+}
+
+/// Runs a member until `shutdown`, or until it cannot go on.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), MemberError> {
+    let listener = listen(config.listen).await?;
+    run_on(config, listener, shutdown).await
+}
+
+/// [`run`] on a listener that is there already; `listen` of the configuration is not used.
+pub async fn run_on(
+    config: Config,
+    listener: TcpListener,
+    shutdown: Shutdown,
+) -> Result<(), MemberError> {
+    Running::start(config, listener).await?.until(&shutdown).await
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, MemberError> {
+    TcpListener::bind(address).await.map_err(|source| MemberError::Listen { address, source })
+}
+
+/// A member that runs.
+pub(crate) struct Running {
+    raft: Raft,
+    store: Arc<Store>,
+    door: Door,
+    health: Health,
+    timing: Timing,
+    me: MemberId,
+    members: usize,
+    /// The member's own tasks; they outlive the signal to stop by the time it takes to stop well.
+    tasks: Shutdown,
+    stop_serving: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    // Holds the volume's lock.
+    _group: Arc<Group>,
+}
+
+impl Running {
+    pub(crate) async fn start(config: Config, listener: TcpListener) -> Result<Self, MemberError> {
+        let setup = config.clone();
+        let opened = tokio::task::spawn_blocking(move || Opened::open(&setup)).await;
+        let Opened { group, store, opaque, tls } =
+            opened.map_err(|error| MemberError::Task(error.to_string()))??;
+        let peers = Peers::new(&group, &tls)?;
+        let prepared = Arc::new(PreparedCache::default());
+        let machine = Machine::new(Arc::clone(&store), group.cluster(), Arc::clone(&prepared));
+        let raft = Raft::new(
+            group.me.as_u64(),
+            Arc::new(raft_config(&config.timing, &group)),
+            Network(peers.clone()),
+            LogStore::new(Arc::clone(&store)),
+            machine,
+        )
+        .await
+        .map_err(|error| MemberError::Raft(error.to_string()))?;
+
+        let tasks = Shutdown::new();
+        let door = Door::new(Arc::clone(&group), raft.clone(), peers.clone());
+        let reads = Reads::start(raft.clone(), Arc::clone(&store), &tasks);
+        let batcher = Batcher {
+            raft: raft.clone(),
+            group: Arc::clone(&group),
+            peers,
+            tick_every: config.timing.tick,
+        };
+        let proposer = Proposer::start(batcher, &tasks);
+        let nodes = Arc::new(Nodes::default());
+        let listings = Arc::new(Listings::new(group.me, random_number()));
+        let attempts = Arc::new(Attempts::default());
+        let health = Health::new().await;
+        let directory = Directory {
+            door: door.clone(),
+            reads: reads.clone(),
+            proposer: proposer.clone(),
+            prepared,
+            listings: Arc::clone(&listings),
+        };
+        let login = Login {
+            door: door.clone(),
+            reads: reads.clone(),
+            proposer: proposer.clone(),
+            opaque,
+            attempts: Arc::clone(&attempts),
+            guesses: Arc::new(Guesses::new()),
+        };
+        let cluster =
+            Cluster { door: door.clone(), reads: reads.clone(), nodes: Arc::clone(&nodes) };
+        let internal =
+            Internal::new(door.clone(), reads.clone(), proposer.clone(), Arc::clone(&nodes));
+        let services = routes(directory, login, cluster, internal, &health);
+
+        let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
+        let stop_serving = CancellationToken::new();
+        let server = GrpcServer::new(Arc::clone(&tls), limits);
+        let server = tokio::spawn(server.serve(listener, services, stop_serving.clone()));
+        if let Some(address) = config.health_listen {
+            let listener = listen(address).await?;
+            let (health, stop) = (health.clone(), tasks.token());
+            tasks.spawn("plain health", async move {
+                if let Err(error) = health.serve_plain(listener, stop).await {
+                    tracing::warn!(%error, "health is not served any more");
+                }
+            });
+        }
+        tasks.spawn("certificates", tls.watch(RELOAD_EVERY, tasks.token()));
+        tasks.spawn("sweeper", sweep(listings, attempts, tasks.token()));
+        let leading =
+            Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
+        tasks.spawn("leading", leading.watch(config.timing, tasks.token()));
+
+        if config.bootstrap {
+            form_group(&raft, &group).await?;
+        }
+        tracing::info!(member = %group.me, cluster = %group.cluster(), "the member runs");
+        Ok(Self {
+            raft,
+            store,
+            door,
+            health,
+            timing: config.timing,
+            me: group.me,
+            members: group.descriptor().members.len(),
+            tasks,
+            stop_serving,
+            server,
+            _group: group,
+        })
+    }
+
+    /// Runs until `shutdown`, then stops in order; or until the member cannot go on.
+    pub(crate) async fn until(mut self, shutdown: &Shutdown) -> Result<(), MemberError> {
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            () = self.store.poison().struck() => Err(self.poisoned()),
+            () = self.tasks.cancelled() => {
+                let cause = self.tasks.cause().map(|cause| cause.to_string());
+                Err(MemberError::Task(cause.unwrap_or_default()))
+            }
+            reason = raft_stopped(&self.raft) => Err(match self.store.poison().reason() {
+                Some(_) => self.poisoned(),
+                None => MemberError::Raft(reason),
+            }),
+            served = &mut self.server => Err(match served {
+                Ok(Ok(())) => MemberError::Task("the server ended".to_owned()),
+                Ok(Err(error)) => MemberError::Server(error),
+                Err(error) => MemberError::Task(error.to_string()),
+            }),
+        };
+        self.health.set_not_serving().await;
+        self.door.close();
+        match ended {
+            Ok(()) => {
+                self.step_down().await;
+                let synced = self.stop(true).await;
+                tracing::info!("the member has stopped");
+                synced
+            }
+            Err(error) => {
+                // What went wrong first is what to tell.
+                let _ = self.stop(false).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends at once, as a crash would, but with its port and its files free.
+    #[cfg(test)]
+    pub(crate) async fn crash(self) {
+        self.server.abort();
+        let _ = self.stop(false).await;
+    }
+
+    fn poisoned(&self) -> MemberError {
+        let reason = self.store.poison().reason().unwrap_or_default().to_owned();
+        StoreError::Poisoned(reason).into()
+    }
+
+    /// Lets another member take the lead. openraft cannot hand it over, so the leader falls silent and
+    /// waits, serving what it still has, until another one leads.
+    async fn step_down(&self) {
+        let leader = self.raft.metrics().borrow().current_leader;
+        if leader != Some(self.me.as_u64()) || self.members < 2 {
+            return;
+        }
+        let settings = self.raft.runtime_config();
+        settings.heartbeat(false);
+        settings.elect(false);
+        let me = self.me.as_u64();
+        let succeeded = self
+            .raft
+            .wait(Some(self.timing.step_down))
+            .metrics(
+                |metrics| metrics.current_leader.is_some_and(|leader| leader != me),
+                "step down",
+            )
+            .await;
+        match succeeded {
+            Ok(_) => tracing::info!("another member leads"),
+            Err(_) => tracing::warn!("no other member took the lead in time"),
+        }
+    }
+
+    async fn stop(mut self, sync: bool) -> Result<(), MemberError> {
+        self.stop_serving.cancel();
+        if !self.server.is_finished() {
+            // Its own drain timeout bounds it.
+            let _ = (&mut self.server).await;
+        }
+        // An error here says that Raft's task panicked; it has stopped either way.
+        let _ = self.raft.shutdown().await;
+        self.tasks.cancel();
+        if let Err(error) = self.tasks.drain(DRAIN_TIMEOUT).await {
+            tracing::warn!(%error, "not all tasks ended in time");
+        }
+        let Self { raft, store, door, .. } = self;
+        drop((raft, door));
+        let synced = if sync {
+            let store = Arc::clone(&store);
+            let synced = tokio::task::spawn_blocking(move || store.sync()).await;
+            synced.map_err(|error| MemberError::Task(error.to_string()))?.map_err(MemberError::from)
+        } else {
+            Ok(())
+        };
+        close(store).await;
+        synced
+    }
+}
+
+/// Waits until nobody uses the database any more, and closes it.
+async fn close(mut store: Arc<Store>) {
+    let deadline = Instant::now() + CLOSE_TIMEOUT;
+    while Instant::now() < deadline {
+        match Arc::try_unwrap(store) {
+            Ok(store) => {
+                let _ = tokio::task::spawn_blocking(move || drop(store)).await;
+                return;
+            }
+            Err(shared) => store = shared,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tracing::warn!("the metadata store is still in use");
+}
+
+async fn raft_stopped(raft: &Raft) -> String {
+    let mut metrics = raft.metrics();
+    loop {
+        if let Err(error) = &metrics.borrow_and_update().running_state {
+            return error.to_string();
+        }
+        if metrics.changed().await.is_err() {
+            return "its task has ended".to_owned();
+        }
+    }
+}
+
+/// What stands on the disk, opened and checked.
+struct Opened {
+    group: Arc<Group>,
+    store: Arc<Store>,
+    opaque: Arc<Opaque>,
+    tls: Arc<LiveTls>,
+}
+
+impl Opened {
+    fn open(config: &Config) -> Result<Self, MemberError> {
+        let records = Records::read(&config.descriptor, &config.layout)?;
+        let cluster = records.cluster;
+        let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, None)?;
+        let path = config.store_dir();
+        if identity.cluster() == Some(cluster) && !Store::exists(&path) {
+            return Err(MemberError::StoreLost { path, cluster });
+        }
+        if identity.cluster().is_some() {
+            // Refuses the volume of another cluster.
+            identity.bind(&cluster)?;
+        }
+        let tls = LiveTls::load(config.tls.clone(), ClientAuth::Required)?;
+        let own = peer_uri_id(&read_certificates(&config.tls.certificate)?);
+        if own.as_ref() != Some(identity.peer_id()) {
+            let path = config.tls.certificate.clone();
+            return Err(MemberError::Certificate { path, expected: identity.peer_id().clone() });
+        }
+        let opaque = Opaque::read(&config.opaque_setup, &cluster)?;
+        tracing::info!(fingerprint = %opaque.fingerprint(), "the secrets for login are read");
+        let group = Group::new(records, identity)?;
+        let store = Store::open(&path, &cluster, group.me)?;
+        // Only now: a volume that is bound has a store, or has lost it.
+        group.identity.bind(&cluster)?;
+        Ok(Self { group: Arc::new(group), store, opaque: Arc::new(opaque), tls })
+    }
+}
+
+fn raft_config(timing: &Timing, group: &Group) -> openraft::Config {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: group.cluster().to_string(),
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        ..openraft::Config::default()
+    }
+}
+
+/// Makes the members of the descriptor a Raft group, unless there is one.
+async fn form_group(raft: &Raft, group: &Group) -> Result<(), MemberError> {
+    let members: BTreeSet<u64> =
+        group.descriptor().members.iter().map(|member| member.id.as_u64()).collect();
+    match raft.initialize(members).await {
+        Ok(()) => {
+            tracing::info!("the group is formed");
+            Ok(())
+        }
+        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(MemberError::Raft(error.to_string())),
+    }
+}
+
+fn random_number() -> u64 {
+    // Without randomness a token of an earlier run could meet a listing of this one, whose content
+    // is checked against the request anyway.
+    getrandom::u64().unwrap_or(0)
+}
+
+async fn sweep(listings: Arc<Listings>, attempts: Arc<Attempts>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        listings.sweep();
+        attempts.sweep();
+    }
+}
+
+/// Follows who leads: says whether the member is ready, and forms the cluster where there is none.
+struct Leading {
+    door: Door,
+    reads: Reads,
+    proposer: Proposer,
+    nodes: Arc<Nodes>,
+    health: Health,
+}
+
+impl Leading {
+    async fn watch(self, timing: Timing, stop: CancellationToken) {
+        let mut metrics = self.door.raft.metrics();
+        let (mut formed, mut ready) = (false, false);
+        loop {
+            let (leader, silent_ms) = {
+                let metrics = metrics.borrow_and_update();
+                (metrics.current_leader, metrics.millis_since_quorum_ack)
+            };
+            let leads = leader == Some(self.door.group.me.as_u64());
+            self.nodes.set_leading(leads, Instant::now());
+            if !formed {
+                formed = self.is_formed().await;
+            }
+            if !formed && leads {
+                self.form().await;
+                formed = self.is_formed().await;
+            }
+            // A leader that is cut off goes on calling itself leader.
+            let cut_off = leads
+                && silent_ms.is_some_and(|ms| {
+                    Duration::from_millis(ms) > timing.election_max + timing.election_min
+                });
+            let wanted = formed && leader.is_some() && !cut_off;
+            if wanted != ready && !stop.is_cancelled() {
+                ready = wanted;
+                tracing::info!(ready, leads, "readiness changed");
+                if ready {
+                    self.health.set_serving().await;
+                } else {
+                    self.health.set_not_serving().await;
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = metrics.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    async fn is_formed(&self) -> bool {
+        let view = self.reads.local();
+        let found = tokio::task::spawn_blocking(move || query::genesis(&view)).await;
+        matches!(found, Ok(Ok(Some(_))))
+    }
+
+    /// Proposes the first entry of the log. Proposing it twice does no harm.
+    async fn form(&self) {
+        let records = &self.door.group.records;
+        let op = SystemOp::Genesis {
+            descriptor: records.signed_descriptor.clone(),
+            layout: records.signed_layout.clone(),
+        };
+        match self.proposer.propose(Command::System(op)).await {
+            Ok(_) => tracing::info!(cluster = %records.cluster, "the cluster is formed"),
+            Err(error) => tracing::info!(?error, "the cluster could not be formed yet"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
