@@ -1,0 +1,98 @@
+//! Where the content of an upload comes from: a local file, which can be read again, or a stream, which
+//! cannot. Both are read slot by slot, front to back, off the event loop.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::ClientError;
+
+/// Content to be put.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// A regular file of a length that was looked at once.
+    File { file: Arc<File>, path: PathBuf, length: u64 },
+    /// Bytes that are there already.
+    Memory(Arc<[u8]>),
+    /// A stream; of it, what was read first to find out whether it is short.
+    Stream { reader: Arc<Mutex<Box<dyn Read + Send>>>, path: PathBuf },
+}
+
+impl Source {
+    /// A file that is open.
+    pub(crate) fn file(file: File, path: &Path) -> Result<Self, ClientError> {
+        let length =
+            file.metadata().map_err(|error| ClientError::local("look at", path, error))?.len();
+        Ok(Self::File { file: Arc::new(file), path: path.to_owned(), length })
+    }
+
+    /// A stream, with a name for messages.
+    pub(crate) fn stream(reader: Box<dyn Read + Send>, name: &Path) -> Self {
+        Self::Stream { reader: Arc::new(Mutex::new(reader)), path: name.to_owned() }
+    }
+
+    /// How long the content is, where that is known beforehand.
+    pub(crate) fn length(&self) -> Option<u64> {
+        match self {
+            Self::File { length, .. } => Some(*length),
+            Self::Memory(bytes) => Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            Self::Stream { .. } => None,
+        }
+    }
+
+    /// Whether the content can be read a second time.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        !matches!(self, Self::Stream { .. })
+    }
+
+    /// Reads up to `count` bytes at `offset`; fewer only at the end. A stream must be read front to
+    /// back. Blocks.
+    pub(crate) fn read(&self, offset: u64, count: usize) -> Result<Vec<u8>, ClientError> {
+        match self {
+            Self::File { file, path, length } => {
+                let left = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let mut bytes = vec![0; count.min(left)];
+                match file.read_exact_at(&mut bytes, offset) {
+                    Ok(()) => Ok(bytes),
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        Err(ClientError::SourceChanged { path: path.clone() })
+                    }
+                    Err(error) => Err(ClientError::local("read", path, error)),
+                }
+            }
+            Self::Memory(content) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+                let to = from.saturating_add(count).min(content.len());
+                Ok(content[from..to].to_vec())
+            }
+            Self::Stream { reader, path } => {
+                let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut bytes = Vec::with_capacity(count);
+                let limit = u64::try_from(count).unwrap_or(u64::MAX);
+                reader
+                    .by_ref()
+                    .take(limit)
+                    .read_to_end(&mut bytes)
+                    .map_err(|error| ClientError::local("read", path, error))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// [`Self::read`] off the event loop.
+    pub(crate) async fn read_off(&self, offset: u64, count: usize) -> Result<Vec<u8>, ClientError> {
+        let source = self.clone();
+        tokio::task::spawn_blocking(move || source.read(offset, count))
+            .await
+            .map_err(|_| ClientError::Stopped)?
+    }
+}
+
+/// Whether all bytes are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    // Compared block by block, which the compiler turns into wide loads.
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|block| *block == ZEROS[..block.len()])
+}

@@ -1,0 +1,267 @@
+//! gRPC to a gateway: calls with a time limit, repeated for half a minute while their failure may pass.
+//! A leader or a storage node that dies is replaced within that time, so it does not show.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use coffer_model::session::PROOF_HEADER;
+use coffer_proto::MESSAGE_BYTES_MAX;
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
+use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
+use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
+use coffer_proto::v1::login_service_client::LoginServiceClient;
+use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::retry::{Backoff, Jitter, Verdict};
+use coffer_service::tls::client_config_without_certificate;
+use rustls::pki_types::CertificateDer;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use crate::error::{ClientError, is_snapshot_gone};
+use crate::transport::{Answer, Credentials, Transport};
+
+/// How long one attempt of a small call may take. A server that died without a word costs this much.
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long one attempt of a call with megabytes in it may take.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a call is repeated in all. A new leader is found within a few seconds.
+const RETRY_FOR: Duration = Duration::from_secs(30);
+/// The waits between attempts; the number of attempts is bounded by [`RETRY_FOR`] much earlier.
+const BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(100), max: Duration::from_secs(2), attempts: 64 };
+/// Connections for chunks: encryption of one connection is the work of one core.
+const CHUNK_CONNECTIONS: usize = 2;
+
+/// A transport through one gateway address.
+pub struct GatewayTransport {
+    directory: Channel,
+    chunks: Vec<Channel>,
+    next: AtomicUsize,
+    jitter: Mutex<Jitter>,
+}
+
+impl GatewayTransport {
+    /// A transport to `server` (`host:port`), whose certificate must be good for `server_name` under
+    /// one of the authorities (DER). Nothing is connected yet. Needs a tokio runtime.
+    pub fn new(
+        server: &str,
+        server_name: &str,
+        authorities: &[Vec<u8>],
+    ) -> Result<Self, ClientError> {
+        let refused = |why: String| ClientError::Connect { server: server.to_owned(), why };
+        let authorities: Vec<CertificateDer<'static>> =
+            authorities.iter().map(|der| CertificateDer::from(der.clone())).collect();
+        let tls = client_config_without_certificate(&authorities)
+            .map_err(|error| refused(error.to_string()))?;
+        let tls = Arc::new(tls);
+        let channel = || {
+            connect_lazy(server, server_name, Arc::clone(&tls), &ChannelOptions::standard())
+                .map_err(|error| refused(error.to_string()))
+        };
+        Ok(Self {
+            directory: channel()?,
+            chunks: (0..CHUNK_CONNECTIONS).map(|_| channel()).collect::<Result<_, _>>()?,
+            next: AtomicUsize::new(0),
+            jitter: Mutex::new(Jitter::random()),
+        })
+    }
+
+    fn directory(&self) -> DirectoryServiceClient<Channel> {
+        DirectoryServiceClient::new(self.directory.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn login(&self) -> LoginServiceClient<Channel> {
+        LoginServiceClient::new(self.directory.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn cluster(&self) -> ClusterServiceClient<Channel> {
+        ClusterServiceClient::new(self.directory.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn chunks(&self) -> ChunkServiceClient<Channel> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.chunks.len();
+        ChunkServiceClient::new(self.chunks[at].clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Sends `message` until it is answered, its failure is final, or time is up.
+    async fn call<M: Clone, R, F>(
+        &self,
+        session: Option<&Credentials>,
+        timeout: Duration,
+        message: M,
+        send: impl Fn(Request<M>) -> F,
+    ) -> Result<R, Status>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let started = Instant::now();
+        let mut attempt = 0;
+        loop {
+            let mut request = Request::new(message.clone());
+            if let Some(session) = session {
+                let proof = MetadataValue::from_bytes(&session.proof());
+                request.metadata_mut().insert_bin(PROOF_HEADER, proof);
+            }
+            let answer = match tokio::time::timeout(timeout, send(request)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("no answer in time"),
+            };
+            let asked = match Verdict::of(&answer) {
+                _ if is_snapshot_gone(&answer) => return Err(answer),
+                Verdict::GiveUp => return Err(answer),
+                Verdict::TryAgain => Duration::ZERO,
+                Verdict::TryAgainAfter(delay) => delay,
+            };
+            let delay = {
+                let mut jitter = self.jitter.lock().unwrap_or_else(PoisonError::into_inner);
+                BACKOFF.delay(attempt, &mut jitter)
+            };
+            let Some(delay) = delay.map(|delay| delay.max(asked)) else { return Err(answer) };
+            if started.elapsed() + delay > RETRY_FOR {
+                return Err(answer);
+            }
+            tracing::debug!(code = ?answer.code(), attempt, "a call is repeated");
+            tokio::time::sleep(delay).await;
+            attempt += 1;
+        }
+    }
+}
+
+impl Transport for GatewayTransport {
+    fn submit<'a>(
+        &'a self,
+        session: Option<&'a Credentials>,
+        request: pb::SubmitRequest,
+    ) -> Answer<'a, pb::SubmitResponse> {
+        Box::pin(self.call(session, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.directory();
+            async move { client.submit(request).await }
+        }))
+    }
+
+    fn read<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::ReadRequest,
+    ) -> Answer<'a, pb::ReadResponse> {
+        Box::pin(self.call(Some(session), CALL_TIMEOUT, request, move |request| {
+            let mut client = self.directory();
+            async move { client.read(request).await }
+        }))
+    }
+
+    fn list<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::ListRequest,
+    ) -> Answer<'a, pb::ListResponse> {
+        Box::pin(self.call(Some(session), CALL_TIMEOUT, request, move |request| {
+            let mut client = self.directory();
+            async move { client.list(request).await }
+        }))
+    }
+
+    fn list_versions<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::ListVersionsRequest,
+    ) -> Answer<'a, pb::ListVersionsResponse> {
+        Box::pin(self.call(Some(session), CALL_TIMEOUT, request, move |request| {
+            let mut client = self.directory();
+            async move { client.list_versions(request).await }
+        }))
+    }
+
+    fn issue_write_ticket<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::IssueWriteTicketRequest,
+    ) -> Answer<'a, pb::IssueWriteTicketResponse> {
+        Box::pin(self.call(Some(session), CALL_TIMEOUT, request, move |request| {
+            let mut client = self.directory();
+            async move { client.issue_write_ticket(request).await }
+        }))
+    }
+
+    fn start_registration(
+        &self,
+        request: pb::StartRegistrationRequest,
+    ) -> Answer<'_, pb::StartRegistrationResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.login();
+            async move { client.start_registration(request).await }
+        }))
+    }
+
+    fn start_login(&self, request: pb::StartLoginRequest) -> Answer<'_, pb::StartLoginResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.login();
+            async move { client.start_login(request).await }
+        }))
+    }
+
+    fn finish_login(&self, request: pb::FinishLoginRequest) -> Answer<'_, pb::FinishLoginResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.login();
+            async move { client.finish_login(request).await }
+        }))
+    }
+
+    fn get_descriptor(&self) -> Answer<'_, pb::GetDescriptorResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, pb::GetDescriptorRequest {}, move |request| {
+            let mut client = self.cluster();
+            async move { client.get_descriptor(request).await }
+        }))
+    }
+
+    fn get_status(&self) -> Answer<'_, pb::GetStatusResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, pb::GetStatusRequest {}, move |request| {
+            let mut client = self.cluster();
+            async move { client.get_status(request).await }
+        }))
+    }
+
+    fn put_chunks<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::PutChunksRequest,
+    ) -> Answer<'a, pb::PutChunksResponse> {
+        Box::pin(self.call(Some(session), CHUNK_TIMEOUT, request, move |request| {
+            let mut client = self.chunks();
+            async move { client.put_chunks(request).await }
+        }))
+    }
+
+    fn get_chunks<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::GetChunksRequest,
+    ) -> Answer<'a, pb::GetChunksResponse> {
+        Box::pin(self.call(Some(session), CHUNK_TIMEOUT, request, move |request| {
+            let mut client = self.chunks();
+            async move { client.get_chunks(request).await }
+        }))
+    }
+
+    fn renew_receipts<'a>(
+        &'a self,
+        session: &'a Credentials,
+        request: pb::RenewReceiptsRequest,
+    ) -> Answer<'a, pb::RenewReceiptsResponse> {
+        Box::pin(self.call(Some(session), CHUNK_TIMEOUT, request, move |request| {
+            let mut client = self.chunks();
+            async move { client.renew_receipts(request).await }
+        }))
+    }
+}
