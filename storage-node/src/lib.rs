@@ -1,1 +1,20 @@
-//! Placeholder.
+//! A storage node: it keeps sealed chunks it cannot read on local disks, and keeps itself complete.
+//!
+//! A put is acknowledged when it is on disk, with a receipt the node signs. A get is checked against
+//! the chunk's id before it leaves. Who may do either is said by tickets, which the node checks by
+//! itself. What commits have named and the node lacks, it fetches from its siblings: that one loop
+//! brings third copies, and catches up after a restart.
+
+mod clock;
+mod complete;
+mod config;
+mod disk;
+mod door;
+mod index;
+mod record;
+mod run;
+mod serve;
+mod store;
+
+pub use config::{Config, read_config};
+pub use run::{Error, ROLE, init, run};

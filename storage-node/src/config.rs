@@ -1,0 +1,54 @@
+//! The storage node's configuration file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coffer_service::config::{ConfigError, Reader, read};
+use coffer_service::tls::TlsFiles;
+
+/// What a storage node reads at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `listen`: where gateways and siblings connect.
+    pub listen: SocketAddr,
+    /// `advertise`: `host:port` under which others reach this node.
+    pub advertise: String,
+    /// `data_dir`: the node's volume.
+    pub data_dir: PathBuf,
+    /// `descriptor`: the file of the signed cluster descriptor.
+    pub descriptor: PathBuf,
+    /// `tls.ca`, `tls.certificate`, `tls.key`: PEM files.
+    pub tls: TlsFiles,
+    /// `capacity`: how many bytes the node offers.
+    pub capacity_bytes: u64,
+    /// `segment_bytes`: the size of the files chunks are kept in.
+    pub segment_bytes: u64,
+    /// `report_every`: how often the node reports to the metadata group.
+    pub report_every: Duration,
+    /// `poll_every`: how often it asks for newly committed chunks.
+    pub poll_every: Duration,
+    /// `settle`: how long a committed chunk may still be on its way before it is fetched from a
+    /// sibling.
+    pub settle: Duration,
+}
+
+/// Reads the configuration from a file and the environment (`COFFER_STORAGE__…`).
+pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
+    read(file, "COFFER_STORAGE", |reader: &Reader<'_>| Config {
+        listen: reader.socket_addr("listen"),
+        advertise: reader.host_port("advertise"),
+        data_dir: reader.path("data_dir"),
+        descriptor: reader.path("descriptor"),
+        tls: reader.table("tls", |tls| TlsFiles {
+            ca: tls.path("ca"),
+            certificate: tls.path("certificate"),
+            key: tls.path("key"),
+        }),
+        capacity_bytes: reader.bytes_size("capacity", 1 << 20..=1 << 50, 1 << 40),
+        segment_bytes: reader.bytes_size("segment_bytes", 4 << 20..=1 << 32, 64 << 20),
+        report_every: reader.duration_ms("report_every", 50..=10_000, 3000),
+        poll_every: reader.duration_ms("poll_every", 20..=10_000, 500),
+        settle: reader.duration_ms("settle", 0..=60_000, 3000),
+    })
+}

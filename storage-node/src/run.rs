@@ -1,0 +1,162 @@
+//! Starting, serving and stopping.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use coffer_model::descriptor::{DescriptorError, SignedDescriptor};
+use coffer_model::encoding::{Malformed, decode};
+use coffer_model::id::NodeId;
+use coffer_model::signing::{PublicKey, Signer};
+use coffer_proto::MESSAGE_BYTES_MAX;
+use coffer_proto::internal::sibling_service_server::SiblingServiceServer;
+use coffer_proto::v1::chunk_service_server::ChunkServiceServer;
+use coffer_service::health::Health;
+use coffer_service::identity::{IdentityError, ProcessIdentity};
+use coffer_service::server::{GrpcServer, ServerLimits};
+use coffer_service::shutdown::Shutdown;
+use coffer_service::tls::{ClientAuth, LiveTls, TlsError};
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+
+use crate::clock::LogClock;
+use crate::complete::{Completer, Parts};
+use crate::config::Config;
+use crate::disk::Folder;
+use crate::door::Door;
+use crate::index::Index;
+use crate::serve::{Served, Service};
+use crate::store::{Owner, Store};
+
+/// The role in a storage node's certificate and on its volume.
+pub const ROLE: &str = "storage";
+
+const TLS_RELOAD_EVERY: Duration = Duration::from_secs(10);
+/// How long what is under way at shutdown may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a storage node could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The descriptor file cannot be read.
+    #[error("cannot read the cluster descriptor {}", path.display())]
+    ReadDescriptor {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The descriptor file is not a descriptor.
+    #[error("the descriptor file is damaged")]
+    Malformed(#[source] Malformed),
+    /// The descriptor does not check out.
+    #[error("the descriptor is not valid")]
+    Descriptor(#[source] DescriptorError),
+    /// The volume cannot be used.
+    #[error("cannot use the volume")]
+    Identity(#[source] IdentityError),
+    /// The descriptor names other storage nodes.
+    #[error(
+        "the cluster's descriptor does not name this node ({0}); an administrator has to add it, or this is the wrong volume"
+    )]
+    NotNamed(NodeId),
+    /// The certificates cannot be used.
+    #[error("cannot set up TLS")]
+    Tls(#[source] TlsError),
+    /// The chunk store cannot be opened.
+    #[error("cannot open the chunk store: {0}")]
+    Store(String),
+    /// The address to listen on is taken or not ours.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The server failed.
+    #[error("the server failed")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// The id and key of the node whose volume is `data_dir`; made if it has none yet.
+pub fn init(data_dir: &Path) -> Result<(NodeId, PublicKey), Error> {
+    let identity =
+        ProcessIdentity::load_or_create(data_dir, ROLE, None).map_err(Error::Identity)?;
+    Ok((NodeId::from_bytes(*identity.id()), identity.public_key()))
+}
+
+/// Runs a storage node until `shutdown`.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
+    let bytes = std::fs::read(&config.descriptor)
+        .map_err(|source| Error::ReadDescriptor { path: config.descriptor.clone(), source })?;
+    let signed: SignedDescriptor =
+        decode("cluster descriptor", &bytes).map_err(Error::Malformed)?;
+    let (cluster, descriptor) = signed.verify_first(None).map_err(Error::Descriptor)?;
+    let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, Some(&cluster))
+        .map_err(Error::Identity)?;
+    let node = NodeId::from_bytes(*identity.id());
+    if descriptor.node_key(node) != Some(identity.public_key()) {
+        return Err(Error::NotNamed(node));
+    }
+    let (identity, descriptor) = (Arc::new(identity), Arc::new(descriptor));
+    let tls = LiveTls::load(config.tls.clone(), ClientAuth::Optional).map_err(Error::Tls)?;
+
+    let disk = Folder::open(&config.data_dir.join("segments"))
+        .map_err(|error| Error::Store(error.to_string()))?;
+    let index = Index::open(&config.data_dir.join("index"))
+        .map_err(|error| Error::Store(error.to_string()))?;
+    let signer: Arc<dyn Signer + Send + Sync> = Arc::clone(&identity) as _;
+    let owner = Owner { cluster, node, signer };
+    let (store, writer) = Store::open(disk, index, owner, config.segment_bytes)
+        .map_err(|error| Error::Store(error.to_string()))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| Error::Listen { address: config.listen, source })?;
+
+    let clock = Arc::new(LogClock::default());
+    let layout = Arc::new(RwLock::new(None));
+    let health = Health::new().await;
+    let (listen, totals) = (config.listen, store.totals());
+    let completer = Completer::new(
+        Parts {
+            cluster,
+            node,
+            identity: Arc::clone(&identity),
+            descriptor: Arc::clone(&descriptor),
+            store: store.clone(),
+            clock: Arc::clone(&clock),
+            layout: Arc::clone(&layout),
+            config,
+        },
+        &tls,
+    );
+    shutdown.spawn("complete the store", completer.run(health.clone(), shutdown.clone()));
+    shutdown
+        .spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, shutdown.token()));
+
+    let door = Door::new(cluster, Arc::clone(&descriptor));
+    let service = Service(Arc::new(Served::new(store, door, clock, descriptor, layout)));
+    let routes = Routes::new(health.service())
+        .add_service(
+            ChunkServiceServer::new(service.clone())
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            SiblingServiceServer::new(service)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX),
+        );
+    tracing::info!(%node, address = %listen, chunks = totals.shards, "storage node serving");
+    let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
+    let served = GrpcServer::new(tls, limits).serve(listener, routes, shutdown.token()).await;
+    if let Err(error) = shutdown.drain(DRAIN_TIMEOUT).await {
+        tracing::warn!(%error, "some work did not end in time");
+    }
+    // The server and the loop have let go of the store, so the writer finishes and syncs.
+    let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+    served.map_err(Error::Serve)
+}

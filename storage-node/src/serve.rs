@@ -1,0 +1,210 @@
+//! The node's two services: chunks for whoever has a ticket, and copies for siblings.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use coffer_model::chunk::{ChunkError, SEALED_BYTES_MAX, SealedChunk};
+use coffer_model::descriptor::Descriptor;
+use coffer_model::id::{ChunkId, NodeId};
+use coffer_model::layout::Layout;
+use coffer_model::time::LogTime;
+use coffer_proto::internal::sibling_service_server::SiblingService;
+use coffer_proto::internal::{PullChunksRequest, PullChunksResponse};
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::chunk_service_server::ChunkService;
+use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, RENEWALS_PER_CALL};
+use coffer_service::server::peer_of;
+use coffer_service::status::status;
+use tokio::sync::Semaphore;
+use tonic::{Code, Request, Response, Status};
+
+use crate::clock::{HOLD_MS, LogClock};
+use crate::disk::Disk;
+use crate::door::Door;
+use crate::run::ROLE;
+use crate::store::{Store, StoreError};
+
+/// What may be read from disk and be on its way at a time.
+const READ_BYTES: usize = 48 << 20;
+
+/// What the services share.
+pub(crate) struct Served<D: Disk> {
+    pub(crate) store: Store<D>,
+    pub(crate) door: Door,
+    pub(crate) clock: Arc<LogClock>,
+    pub(crate) descriptor: Arc<Descriptor>,
+    pub(crate) layout: Arc<RwLock<Option<Arc<Layout>>>>,
+    reading: Arc<Semaphore>,
+}
+
+impl<D: Disk> Served<D> {
+    pub(crate) fn new(
+        store: Store<D>,
+        door: Door,
+        clock: Arc<LogClock>,
+        descriptor: Arc<Descriptor>,
+        layout: Arc<RwLock<Option<Arc<Layout>>>>,
+    ) -> Self {
+        let reading = Arc::new(Semaphore::new(READ_BYTES));
+        Self { store, door, clock, descriptor, layout, reading }
+    }
+
+    /// Until when a chunk that is stored now is kept.
+    fn keep_until(&self) -> Result<LogTime, Status> {
+        let now = self.clock.now().ok_or_else(|| {
+            let message = "this storage node has not heard from the metadata group yet";
+            status(Code::Unavailable, "NOT_READY", message, &[])
+        })?;
+        Ok(now.plus_ms(HOLD_MS))
+    }
+
+    /// Reads chunks until the answer is full; what does not fit, and what is not here, is empty.
+    async fn read_all(&self, ids: Vec<ChunkId>) -> Result<Vec<Bytes>, Status> {
+        let most = ids.len().saturating_mul(SEALED_BYTES_MAX).min(CHUNK_BYTES_PER_CALL);
+        let permits = u32::try_from(most.max(1)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.reading).acquire_many_owned(permits).await;
+        let room = room.map_err(|_| Status::unavailable("stopping"))?;
+        let store = self.store.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = 0;
+            let mut found = Vec::with_capacity(ids.len());
+            for id in ids {
+                let chunk = if bytes < CHUNK_BYTES_PER_CALL { store.read(&id)? } else { None };
+                let chunk = chunk.unwrap_or_default();
+                bytes += chunk.len();
+                found.push(chunk);
+            }
+            drop(room);
+            Ok(found)
+        });
+        read.await.map_err(|_| Status::internal("a read did not end"))?.map_err(store_status)
+    }
+}
+
+fn store_status(error: StoreError) -> Status {
+    let (code, reason) = match &error {
+        StoreError::Poisoned(_) => (Code::Unavailable, "STORE_POISONED"),
+        StoreError::Stopping => (Code::Unavailable, "STOPPING"),
+        StoreError::Read(_) => (Code::Unavailable, "DISK_FAILED"),
+        StoreError::Damaged(_) => (Code::DataLoss, "STORE_DAMAGED"),
+    };
+    status(code, reason, &error.to_string(), &[])
+}
+
+fn invalid(reason: &'static str, message: &str) -> Status {
+    status(Code::InvalidArgument, reason, message, &[])
+}
+
+fn parse_ids(ids: &[Bytes], most: usize) -> Result<Vec<ChunkId>, Status> {
+    if ids.len() > most {
+        return Err(invalid("TOO_MANY_CHUNKS", &format!("one call names at most {most} chunks")));
+    }
+    let parsed: Result<Vec<ChunkId>, _> =
+        ids.iter().map(|id| ChunkId::try_from(id.as_ref())).collect();
+    parsed.map_err(|_| invalid("CHUNK_ID_INVALID", "a chunk id has 32 bytes"))
+}
+
+/// Hashes chunks, off the async threads.
+pub(crate) async fn hash_all(chunks: Vec<Bytes>) -> Result<Vec<SealedChunk<Bytes>>, Status> {
+    let hashed = tokio::task::spawn_blocking(move || {
+        chunks.into_iter().map(SealedChunk::hash).collect::<Result<Vec<_>, ChunkError>>()
+    });
+    let hashed = hashed.await.map_err(|_| Status::internal("hashing did not end"))?;
+    hashed.map_err(|error| invalid("CHUNK_TOO_LARGE", &error.to_string()))
+}
+
+/// The services, as tonic wants them.
+pub(crate) struct Service<D: Disk>(pub(crate) Arc<Served<D>>);
+
+impl<D: Disk> Clone for Service<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Disk> ChunkService for Service<D> {
+    async fn put_chunks(
+        &self,
+        request: Request<pb::PutChunksRequest>,
+    ) -> Result<Response<pb::PutChunksResponse>, Status> {
+        let admitted = self.0.door.admit(request.metadata(), &request.get_ref().ticket)?;
+        let chunks = request.into_inner().chunks;
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
+            return Err(invalid("TOO_MANY_CHUNKS", "one call takes at most 256 chunks and 4 MiB"));
+        }
+        admitted.write(bytes as u64)?;
+        let keep_until = self.0.keep_until()?;
+        let chunks = hash_all(chunks).await?;
+        let ids: Vec<ChunkId> = chunks.iter().map(SealedChunk::id).collect();
+        let receipts = self.0.store.put(chunks, keep_until).await.map_err(store_status)?;
+        let stored =
+            ids.iter().zip(receipts).map(|(id, receipt)| stored(id, Some(receipt))).collect();
+        Ok(Response::new(pb::PutChunksResponse { stored }))
+    }
+
+    async fn get_chunks(
+        &self,
+        request: Request<pb::GetChunksRequest>,
+    ) -> Result<Response<pb::GetChunksResponse>, Status> {
+        let admitted = self.0.door.admit(request.metadata(), &request.get_ref().ticket)?;
+        let chunk_ids = request.into_inner().chunk_ids;
+        let ids = parse_ids(&chunk_ids, CHUNKS_PER_CALL)?;
+        admitted.read(&ids)?;
+        let found = self.0.read_all(ids).await?;
+        let fetched = chunk_ids
+            .into_iter()
+            .zip(found)
+            .map(|(chunk_id, data)| pb::Fetched { chunk_id, data })
+            .collect();
+        Ok(Response::new(pb::GetChunksResponse { fetched }))
+    }
+
+    async fn renew_receipts(
+        &self,
+        request: Request<pb::RenewReceiptsRequest>,
+    ) -> Result<Response<pb::RenewReceiptsResponse>, Status> {
+        let admitted = self.0.door.admit(request.metadata(), &request.get_ref().ticket)?;
+        // It writes no chunk, but it takes leave to write.
+        admitted.write(0)?;
+        let ids = parse_ids(&request.get_ref().chunk_ids, RENEWALS_PER_CALL)?;
+        let keep_until = self.0.keep_until()?;
+        let receipts = self.0.store.extend(ids.clone(), keep_until).await.map_err(store_status)?;
+        let stored = ids.iter().zip(receipts).map(|(id, receipt)| stored(id, receipt)).collect();
+        Ok(Response::new(pb::RenewReceiptsResponse { stored }))
+    }
+}
+
+fn stored(id: &ChunkId, receipt: Option<Vec<u8>>) -> pb::Stored {
+    pb::Stored {
+        chunk_id: Bytes::copy_from_slice(id.as_bytes()),
+        receipts: receipt.into_iter().map(Bytes::from).collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Disk> SiblingService for Service<D> {
+    async fn pull_chunks(
+        &self,
+        request: Request<PullChunksRequest>,
+    ) -> Result<Response<PullChunksResponse>, Status> {
+        let sibling = peer_of(&request)
+            .filter(|peer| peer.role() == ROLE)
+            .map(|peer| NodeId::from_bytes(*peer.id()))
+            .filter(|id| self.0.descriptor.node_key(*id).is_some());
+        let refused = |message: &str| status(Code::PermissionDenied, "NOT_A_SIBLING", message, &[]);
+        let Some(sibling) = sibling else {
+            tracing::warn!("somebody who is no storage node of this cluster asked for copies");
+            return Err(refused("only storage nodes of this cluster may ask for copies"));
+        };
+        let ids = parse_ids(&request.get_ref().chunk_ids, CHUNKS_PER_CALL)?;
+        let layout = self.0.layout.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let layout = layout.ok_or_else(|| Status::unavailable("there is no layout yet"))?;
+        if !ids.iter().all(|id| layout.nodes_of(id).any(|holder| holder == sibling)) {
+            return Err(refused("the layout does not give these chunks to you"));
+        }
+        let chunks = self.0.read_all(ids).await?;
+        Ok(Response::new(PullChunksResponse { chunks }))
+    }
+}
