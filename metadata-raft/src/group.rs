@@ -83,6 +83,12 @@ fn member_of(id: &[u8; 16]) -> MemberId {
     MemberId::from_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
+/// The member a certificate says it is for, if it is a member's. Whether the descriptor names that
+/// member is another question.
+pub(crate) fn member_of_peer(peer: &PeerId) -> Option<MemberId> {
+    (peer.role() == ROLE).then(|| member_of(peer.id()))
+}
+
 /// The signed records, checked.
 pub(crate) struct Records {
     pub(crate) cluster: ClusterId,
@@ -164,17 +170,12 @@ impl Group {
 
     /// Who a certificate belongs to, if the descriptor names them. A certificate alone admits nobody.
     pub(crate) fn process(&self, peer: &PeerId) -> Option<Process> {
-        match peer.role() {
-            ROLE => {
-                let id = member_of(peer.id());
-                self.member(id).map(|_| Process::Member(id))
-            }
-            STORAGE_ROLE => {
-                let id = NodeId::from_bytes(*peer.id());
-                self.descriptor().node_key(id).map(|_| Process::Node(id))
-            }
-            _ => None,
+        if let Some(id) = member_of_peer(peer) {
+            return self.member(id).map(|_| Process::Member(id));
         }
+        let id = NodeId::from_bytes(*peer.id());
+        let known = peer.role() == STORAGE_ROLE && self.descriptor().node_key(id).is_some();
+        known.then_some(Process::Node(id))
     }
 }
 

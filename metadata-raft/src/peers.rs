@@ -1,18 +1,37 @@
 //! Channels to the other members: two for each, so that Raft's small and urgent messages do not queue
 //! behind forwarded calls.
+//!
+//! A member's id is the beginning of the id in its certificate, so the channels check the certificate
+//! themselves: whoever answers at a member's address has to be that member, or nothing is sent.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coffer_model::id::MemberId;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
-use coffer_service::channel::{ChannelError, ChannelOptions, connect_lazy};
+use coffer_service::channel::ChannelError;
+use coffer_service::peer::{PeerId, peer_uri_id};
+use coffer_service::server::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use coffer_service::tls::LiveTls;
-use tonic::transport::Channel;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
 
-use crate::group::Group;
+use crate::group::{Group, member_of_peer};
+
+/// How long connecting and shaking hands may take together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A member that is silent while a call is under way is asked this often whether it is there.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+/// How long the answer may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A member that answered no message of Raft's for this long counts as gone.
 const SILENT_MAX: Duration = Duration::from_secs(3);
@@ -34,10 +53,8 @@ impl Peers {
     pub(crate) fn new(group: &Group, tls: &Arc<LiveTls>) -> Result<Self, ChannelError> {
         let mut peers = BTreeMap::new();
         for member in group.others() {
-            let connect = || {
-                let name = host_of(&member.address);
-                connect_lazy(&member.address, name, tls, &ChannelOptions::standard())
-            };
+            let target = Arc::new(Target::new(&member.address, member.id, tls)?);
+            let connect = || connect(&target);
             let (raft, calls) = (connect()?, connect()?);
             let address = member.address.clone();
             peers.insert(member.id, Peer { address, raft, calls, answered: Mutex::new(None) });
@@ -79,6 +96,56 @@ impl Peers {
     pub(crate) fn address(&self, member: MemberId) -> Option<&str> {
         Some(&self.0.get(&member)?.address)
     }
+}
+
+/// Where a channel leads to, and who has to be there.
+struct Target {
+    address: String,
+    name: ServerName<'static>,
+    member: MemberId,
+    tls: Arc<LiveTls>,
+}
+
+impl Target {
+    fn new(address: &str, member: MemberId, tls: &Arc<LiveTls>) -> Result<Self, ChannelError> {
+        let server_name = host_of(address).to_owned();
+        let name = ServerName::try_from(server_name.clone())
+            .map_err(|_| ChannelError::InvalidServerName { server_name })?;
+        Ok(Self { address: address.to_owned(), name, member, tls: Arc::clone(tls) })
+    }
+
+    async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(true)?;
+        let connector = TlsConnector::from(self.tls.client());
+        let stream = connector.connect(self.name.clone(), stream).await?;
+        let found = stream.get_ref().1.peer_certificates().and_then(peer_uri_id);
+        if found.as_ref().and_then(member_of_peer) == Some(self.member) {
+            return Ok(stream);
+        }
+        let found =
+            found.as_ref().map_or("a certificate without an id".to_owned(), PeerId::to_string);
+        Err(io::Error::other(format!("expected member {} here, found {found}", self.member)))
+    }
+}
+
+/// A channel that connects when it is first used, and again whenever it has to.
+fn connect(target: &Arc<Target>) -> Result<Channel, ChannelError> {
+    // The scheme is http because the TLS is ours; for https tonic would ask for its own.
+    let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
+        .map_err(|_| ChannelError::InvalidAddress { addr: target.address.clone() })?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(false);
+    let target = Arc::clone(target);
+    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
+        let target = Arc::clone(&target);
+        async move { target.connect().await.map(TokioIo::new) }
+    })))
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.

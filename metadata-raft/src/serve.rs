@@ -145,13 +145,14 @@ impl MemberService for Internal {
         &self,
         request: Request<pb::ReportNodeRequest>,
     ) -> Result<Response<pb::ReportNodeResponse>, Status> {
+        // Before the call is passed on: the leader takes a member's word for who called it.
         let caller = self.door.process(&request)?;
+        let (report, signature) = self.checked_report(caller, request.get_ref())?;
         if let Route::At(leader) = self.door.to_leader(&request)? {
             let call = |to, request| async move { client(to).report_node(request).await };
             return self.door.forward(leader, request, call).await;
         }
         let message = request.into_inner();
-        let (report, signature) = self.checked_report(caller, &message)?;
         let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
         let logged = reading(move || query::nodes(&confirmed.view).map_err(store_failed)).await?;
         let logged = logged.iter().find(|logged| logged.node == report.node);
@@ -181,15 +182,16 @@ impl MemberService for Internal {
         &self,
         request: Request<pb::ReadFeedRequest>,
     ) -> Result<Response<pb::ReadFeedResponse>, Status> {
+        // As with reports: who asks is checked where the call comes in.
         let caller = self.door.process(&request)?;
+        let node = NodeId::try_from(&request.get_ref().node_id[..])
+            .map_err(|_| invalid("NODE", "a node id has 16 bytes"))?;
+        speaks_for(caller, node)?;
         if let Route::At(leader) = self.door.to_leader(&request)? {
             let call = |to, request| async move { client(to).read_feed(request).await };
             return self.door.forward(leader, request, call).await;
         }
         let message = request.into_inner();
-        let node = NodeId::try_from(&message.node_id[..])
-            .map_err(|_| invalid("NODE", "a node id has 16 bytes"))?;
-        speaks_for(caller, node)?;
         let limit = match message.limit {
             0 => FEED_ROWS_MAX,
             limit => limit.min(FEED_ROWS_MAX),
