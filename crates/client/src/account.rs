@@ -45,7 +45,7 @@ use crate::transport::{Credentials, Transport};
 use crate::verify::{Checked, Verifier, user_record};
 
 /// The reason of a refusal because a login's first step was made elsewhere or too long ago.
-const ATTEMPT_UNKNOWN: &str = "LOGIN_ATTEMPT_UNKNOWN";
+const LOGIN_EXPIRED: &str = "LOGIN_EXPIRED";
 /// How often a login begins anew because the member that began it is gone.
 const LOGIN_ATTEMPTS: u32 = 3;
 /// How often a session is signed anew because log time was guessed wrong.
@@ -284,7 +284,7 @@ enum LoginStop {
 
 impl LoginStop {
     fn of_status(status: Status) -> Self {
-        let unknown = reason_of(&status).is_some_and(|reason| reason.code == ATTEMPT_UNKNOWN);
+        let unknown = reason_of(&status).is_some_and(|reason| reason.code == LOGIN_EXPIRED);
         if unknown || matches!(status.code(), Code::NotFound | Code::Aborted) {
             return Self::BeginAnew(status);
         }

@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn batches_are_planned_within_their_bounds() {
-        let rows: &[(&[(&str, usize)], usize, &[usize])] = &[
+        type Row<'a> = (&'a [(&'a str, usize)], usize, &'a [usize]);
+        let rows: &[Row<'_>] = &[
             (&[], 0, &[]),
             // A lone item goes at once, but waits while calls are under way.
             (&[("a", 1)], 0, &[0]),

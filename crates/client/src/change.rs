@@ -57,7 +57,6 @@ pub(crate) type OpOutcome = Result<Outcome, Rejection>;
 /// Gathers ops into bundles.
 pub(crate) struct Changes {
     batcher: Batcher<Vec<PlannedOp>, Vec<OpOutcome>>,
-    vault: LeafHash,
 }
 
 /// An outcome on its way.
@@ -84,12 +83,7 @@ impl Changes {
             let wire = Arc::clone(&wire);
             async move { submit_all(&wire, vault, items).await }
         });
-        Self { batcher, vault }
-    }
-
-    /// The hash of the vault record that is relied on.
-    pub(crate) fn vault(&self) -> LeafHash {
-        self.vault
+        Self { batcher }
     }
 
     /// Hands in one op. What is handed in later is applied later.

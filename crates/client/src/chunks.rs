@@ -29,8 +29,10 @@ use crate::wire::Wire;
 const UPLOAD_BYTES_MAX: usize = 16 << 20;
 /// Bytes of chunks on their way down, from being asked for to being written.
 const DOWNLOAD_BYTES_MAX: usize = 24 << 20;
-/// Calls with chunks under way, in each direction.
+/// Calls with chunks to store under way.
 const CALLS_MAX: usize = 4;
+/// Calls for chunks under way; of small files each has its own.
+const GETS_MAX: usize = 16;
 /// With a call under way, the next one waits until it would carry this much.
 const EAGER_BYTES: usize = 1 << 20;
 /// How many bytes a ticket is asked for: enough for seconds of writing, little enough that what is
@@ -97,6 +99,8 @@ impl Chunks {
         };
         let gets = {
             let wire = Arc::clone(wire);
+            // Every file has a ticket of its own, so waiting for more of the same rarely pays.
+            let limits = Limits { eager_bytes: 0, calls_max: GETS_MAX, ..limits };
             Batcher::start(limits, move |ticket, chunks| {
                 let wire = Arc::clone(&wire);
                 async move { get(&wire, ticket, chunks).await }

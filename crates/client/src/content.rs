@@ -116,6 +116,19 @@ impl Content {
         Ok(content)
     }
 
+    /// The same version for a reader of its slots.
+    pub(crate) fn without_inline(&self) -> Self {
+        Self {
+            inode: self.inode,
+            key: Arc::clone(&self.key),
+            head: self.head.clone(),
+            length: self.length,
+            mtime_ns: self.mtime_ns,
+            inline: None,
+            first: self.first.clone(),
+        }
+    }
+
     /// How many bytes of a slot belong to the content.
     fn slot_bytes(&self, slot: u64) -> u64 {
         let class = self.head.class.bytes();

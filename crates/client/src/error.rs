@@ -16,6 +16,8 @@ use tonic::{Code, Status};
 
 /// The reason of a status that carries a [`BundleRejection`].
 const BUNDLE_REJECTED: &str = "BUNDLE_REJECTED";
+/// The reason of a status that says the cluster is behind what the caller has seen, and stays so.
+const BEHIND: &str = "BEHIND";
 /// The reason of a status that says a listing has to begin anew.
 const SNAPSHOT_GONE: &str = "SNAPSHOT_GONE";
 
@@ -263,6 +265,9 @@ impl ClientError {
     /// What a failed call means.
     pub(crate) fn of_status(status: &Status) -> Self {
         let detail = status.message().to_owned();
+        if reason_of(status).is_some_and(|reason| reason.code == BEHIND) {
+            return Self::RolledBack { what: detail };
+        }
         match status.code() {
             _ if is_retryable(status) => Self::Unavailable { detail },
             Code::Unauthenticated => Self::SessionExpired,

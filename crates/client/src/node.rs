@@ -35,7 +35,6 @@ pub(crate) struct Directory {
 /// The home: its access list and its root.
 pub(crate) struct Home {
     pub(crate) vault: VaultLeaf,
-    pub(crate) vault_hash: LeafHash,
     pub(crate) root: Arc<Directory>,
 }
 

@@ -1,4 +1,5 @@
-//! What a caller may choose. Each set of choices starts from `new`, which says what happens without any.
+//! What a caller may choose. Each set of choices starts from
+//! `standard`, which chooses nothing.
 
 use coffer_model::chunk::ChunkClass;
 use coffer_model::id::WriteId;
@@ -22,7 +23,7 @@ pub struct PutOptions {
 
 impl PutOptions {
     /// No choices.
-    pub const fn new() -> Self {
+    pub const fn standard() -> Self {
         Self { class: None, mode: None, mtime_ns: None, if_version: None, write_id: None }
     }
 }
@@ -39,7 +40,7 @@ pub struct WriteOptions {
 
 impl WriteOptions {
     /// No choices.
-    pub const fn new() -> Self {
+    pub const fn standard() -> Self {
         Self { if_version: None, mtime_ns: None }
     }
 }
@@ -56,7 +57,7 @@ pub struct GetOptions {
 
 impl GetOptions {
     /// The current version, and nothing local is replaced.
-    pub const fn new() -> Self {
+    pub const fn standard() -> Self {
         Self { version: None, overwrite: false }
     }
 }
@@ -73,7 +74,7 @@ pub struct PutTreeOptions {
 
 impl PutTreeOptions {
     /// Every file becomes a new version.
-    pub const fn new() -> Self {
+    pub const fn standard() -> Self {
         Self { class: None, skip_unchanged: false }
     }
 }

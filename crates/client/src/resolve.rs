@@ -39,7 +39,7 @@ pub(crate) enum Place {
     /// The root of the own home.
     Home,
     /// A name in a directory.
-    Name(Located),
+    Name(Box<Located>),
 }
 
 /// A name in a directory that exists.
@@ -72,7 +72,7 @@ impl Session {
             None => Ok(Place::Home),
             Some((last, _)) => {
                 let (parent, found) = self.walk(path, want).await?;
-                Ok(Place::Name(Located { parent, name: last.clone(), found }))
+                Ok(Place::Name(Box::new(Located { parent, name: last.clone(), found })))
             }
         }
     }
@@ -84,7 +84,7 @@ impl Session {
         want: pb::Want,
     ) -> Result<Located, ClientError> {
         match self.place(path, want).await? {
-            Place::Name(located) => Ok(located),
+            Place::Name(located) => Ok(*located),
             Place::Top | Place::Home => Err(ClientError::IsADirectory { what: path.to_string() }),
         }
     }

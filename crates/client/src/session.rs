@@ -147,7 +147,7 @@ impl Session {
             changes: Changes::start(Arc::clone(&wire), vault_hash),
             wire,
             name,
-            home: Arc::new(Home { vault, vault_hash, root }),
+            home: Arc::new(Home { vault, root }),
             certificate,
             directories: BoundedCache::new(DIRECTORIES_REMEMBERED, None),
             cores: Arc::new(Semaphore::new(cores)),

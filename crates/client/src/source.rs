@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::content::FileReader;
 use crate::error::ClientError;
 
 /// Content to be put.
@@ -16,11 +17,38 @@ pub(crate) enum Source {
     File { file: Arc<File>, path: PathBuf, length: u64 },
     /// Bytes that are there already.
     Memory(Arc<[u8]>),
-    /// A stream; of it, what was read first to find out whether it is short.
+    /// A version of a remote file, read front to back.
+    Remote(Arc<tokio::sync::Mutex<Remote>>, u64),
+    /// A stream.
     Stream { reader: Arc<Mutex<Box<dyn Read + Send>>>, path: PathBuf },
 }
 
+/// A remote file that is being read, and what was read ahead of it.
+pub(crate) struct Remote {
+    reader: FileReader,
+    ahead: Vec<u8>,
+}
+
+impl Remote {
+    async fn read(&mut self, count: usize) -> Result<Vec<u8>, ClientError> {
+        while self.ahead.len() < count
+            && let Some(piece) = self.reader.next().await?
+        {
+            self.ahead.extend_from_slice(&piece);
+        }
+        let rest = self.ahead.split_off(count.min(self.ahead.len()));
+        Ok(std::mem::replace(&mut self.ahead, rest))
+    }
+}
+
 impl Source {
+    /// A remote file.
+    pub(crate) fn remote(reader: FileReader) -> Self {
+        let length = reader.length();
+        let remote = Remote { reader, ahead: Vec::new() };
+        Self::Remote(Arc::new(tokio::sync::Mutex::new(remote)), length)
+    }
+
     /// A file that is open.
     pub(crate) fn file(file: File, path: &Path) -> Result<Self, ClientError> {
         let length =
@@ -36,7 +64,7 @@ impl Source {
     /// How long the content is, where that is known beforehand.
     pub(crate) fn length(&self) -> Option<u64> {
         match self {
-            Self::File { length, .. } => Some(*length),
+            Self::File { length, .. } | Self::Remote(_, length) => Some(*length),
             Self::Memory(bytes) => Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             Self::Stream { .. } => None,
         }
@@ -44,12 +72,10 @@ impl Source {
 
     /// Whether the content can be read a second time.
     pub(crate) fn is_repeatable(&self) -> bool {
-        !matches!(self, Self::Stream { .. })
+        matches!(self, Self::File { .. } | Self::Memory(_))
     }
 
-    /// Reads up to `count` bytes at `offset`; fewer only at the end. A stream must be read front to
-    /// back. Blocks.
-    pub(crate) fn read(&self, offset: u64, count: usize) -> Result<Vec<u8>, ClientError> {
+    fn read(&self, offset: u64, count: usize) -> Result<Vec<u8>, ClientError> {
         match self {
             Self::File { file, path, length } => {
                 let left = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -67,6 +93,7 @@ impl Source {
                 let to = from.saturating_add(count).min(content.len());
                 Ok(content[from..to].to_vec())
             }
+            Self::Remote(..) => Err(ClientError::Stopped),
             Self::Stream { reader, path } => {
                 let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut bytes = Vec::with_capacity(count);
@@ -81,8 +108,12 @@ impl Source {
         }
     }
 
-    /// [`Self::read`] off the event loop.
+    /// Reads up to `count` bytes at `offset`; fewer only at the end. Streams and remote files must be
+    /// read front to back.
     pub(crate) async fn read_off(&self, offset: u64, count: usize) -> Result<Vec<u8>, ClientError> {
+        if let Self::Remote(remote, _) = self {
+            return remote.lock().await.read(count).await;
+        }
         let source = self.clone();
         tokio::task::spawn_blocking(move || source.read(offset, count))
             .await

@@ -147,8 +147,21 @@ impl Session {
         self.put_source(source, remote, options, options.write_id.is_some(), progress).await
     }
 
-    pub(crate) async fn put_source(
+    async fn put_source(
         &self,
+        source: Source,
+        remote: &RemotePath,
+        options: &PutOptions,
+        resumed: bool,
+        progress: &dyn Progress,
+    ) -> Result<Report, ClientError> {
+        self.put_source_as(Kind::File, source, remote, options, resumed, progress).await
+    }
+
+    /// Puts content as a file or symlink.
+    pub(crate) async fn put_source_as(
+        &self,
+        kind: Kind,
         source: Source,
         remote: &RemotePath,
         options: &PutOptions,
@@ -160,7 +173,7 @@ impl Session {
         let path = remote.to_string();
         progress.found(1, source.length().unwrap_or(0));
         let content = Content {
-            kind: Kind::File,
+            kind,
             source,
             mode: options.mode,
             mtime_ns: options.mtime_ns.unwrap_or_else(now_ns),
@@ -563,6 +576,9 @@ impl Aim {
         };
         let key = match (found.kind(), found.file_key()) {
             (Kind::Directory, _) => return Err(ClientError::IsADirectory { what: what() }),
+            _ if content.if_version == Some(0) => {
+                return Err(ClientError::Exists { what: what() });
+            }
             (kind, Some(key)) if kind == content.kind => Arc::clone(key),
             (Kind::File, _) => return Err(ClientError::Exists { what: what() }),
             _ => return Err(ClientError::NotAFile { what: what() }),
@@ -675,6 +691,9 @@ impl Aim {
     }
 }
 
+/// A change of attributes, and what is sealed beside it.
+type SealedAttrs = (Change<InodeId, AttrsLeaf>, Vec<u8>);
+
 impl Existing {
     /// New attributes, where the mode is to change.
     fn changed_attrs(
@@ -683,7 +702,7 @@ impl Existing {
         key: ObjectKey<'_>,
         content: &Content<'_>,
         padding: Padding,
-    ) -> Result<Option<(Change<InodeId, AttrsLeaf>, Vec<u8>)>, ClientError> {
+    ) -> Result<Option<SealedAttrs>, ClientError> {
         let (Some(mode), Some(standing)) = (content.mode, &self.attrs) else { return Ok(None) };
         let mode = Mode::from_bits(mode);
         let attrs = open_attributes(cluster, self.inode, key, standing)?;
