@@ -12,7 +12,7 @@ use crate::roles::RoleArgs;
 /// Files are sealed and signed on this machine; no server can read, forge or silently lose them.
 /// Remote paths are absolute: /alice/docs/report.pdf.
 #[derive(Debug, Parser)]
-#[command(name = "coffer", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "coffer", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -50,9 +50,9 @@ pub(crate) struct Global {
     /// The name the server's certificate must carry, if it is not the host of --server
     #[arg(long, global = true, env = "COFFER_SERVER_NAME", value_name = "NAME")]
     pub(crate) server_name: Option<String>,
-    /// Which of several logged-in users acts
-    #[arg(long, global = true, env = "COFFER_USER", value_name = "NAME")]
-    pub(crate) user: Option<String>,
+    /// A name for this login, where several are open at once
+    #[arg(long, global = true, env = "COFFER_SESSION", value_name = "NAME", default_value = "default")]
+    pub(crate) session: String,
     /// Print JSON for programs
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -1,2 +1,55 @@
-//! The `coffer` binary.
-fn main() {}
+//! The one binary, `coffer`: what users type, the server roles, and a whole cluster for development.
+//! It only wires: every decision is in the crates it calls.
+
+mod args;
+mod commands;
+mod dev;
+mod exit;
+mod found;
+mod output;
+mod password;
+mod progress;
+mod roles;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mimalloc::MiMalloc;
+
+use crate::args::{Cli, Command};
+use crate::roles::Server;
+
+// glibc's allocator gives large buffers back to the system and takes them again all the time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(cli));
+            // What still runs in the background must not hold up the end of a command.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::report(&error);
+            exit::code_of(&error)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Metadata(args) => roles::run(Server::Metadata, args).await,
+        Command::Storage(args) => roles::run(Server::Storage, args).await,
+        Command::Gateway(args) => roles::run(Server::Gateway, args).await,
+        command => commands::run(cli.global, command).await,
+    }
+}
