@@ -1,0 +1,16 @@
+//! The state machine from outside: commands in, replies and tables out.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod authority;
+mod bytes;
+mod invariants;
+mod kit;
+mod listing;
+mod overlay;
+mod random;
+mod refusals;
+mod store;
+mod stories;
+mod system;
+mod tree;
