@@ -102,8 +102,12 @@ impl Opaque {
     }
 
     fn parse(bytes: &[u8], cluster: &ClusterId) -> Option<Self> {
-        let setup = bytes.strip_prefix(MAGIC)?.strip_prefix(&[VERSION])?;
-        let setup = ServerSetup::<Suite>::deserialize(setup).ok()?;
+        let bytes = bytes.strip_prefix(MAGIC)?.strip_prefix(&[VERSION])?;
+        let setup = ServerSetup::<Suite>::deserialize(bytes).ok()?;
+        // The library looks at what it needs and no further.
+        if Zeroizing::new(setup.serialize().to_vec()).as_slice() != bytes {
+            return None;
+        }
         let server_identifier = [b"coffer".as_slice(), cluster.as_bytes()].concat();
         Some(Self { setup, server_identifier })
     }
@@ -112,7 +116,7 @@ impl Opaque {
     /// log in each other's users.
     pub(crate) fn fingerprint(&self) -> Hash {
         let key: &PublicKey<Ristretto255> = self.setup.keypair().public();
-        Hash::of("coffer/v1/opaque-fingerprint", &key.serialize())
+        Hash::of("coffer/v1/member/opaque-fingerprint", &key.serialize())
     }
 
     /// The answer to the first step of a registration.
@@ -170,5 +174,64 @@ impl Opaque {
                 server: Some(&self.server_identifier),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId::from_bytes([1; 32]);
+
+    #[test]
+    fn a_setup_is_read_strictly() {
+        let bytes = new_opaque_setup();
+        assert_eq!(bytes.len(), 9 + 64 + 32 + 32);
+        let fingerprint = Opaque::parse(&bytes, &CLUSTER).unwrap().fingerprint();
+        assert_ne!(
+            fingerprint,
+            Opaque::parse(&new_opaque_setup(), &CLUSTER).unwrap().fingerprint()
+        );
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        let mut later = bytes.to_vec();
+        later[8] = 2;
+        for wrong in [&[][..], &bytes[1..], &bytes[..bytes.len() - 1], &longer, &later] {
+            assert!(Opaque::parse(wrong, &CLUSTER).is_none());
+        }
+    }
+
+    /// Goal: an answer tells nobody whether a user exists. Method: the lengths of the answers, and
+    /// what stays the same for one name, are alike with a record, without one, and with rubbish.
+    #[test]
+    fn unknown_users_get_answers_of_the_same_form() {
+        use opaque_ke::{
+            ClientLogin, ClientRegistration, ClientRegistrationFinishParameters,
+            RegistrationResponse,
+        };
+
+        let opaque = Opaque::parse(&new_opaque_setup(), &CLUSTER).unwrap();
+        let name: UserName = "alice".parse().unwrap();
+        let started = ClientRegistration::<Suite>::start(&mut OsRng, b"secret").unwrap();
+        let answer = opaque.registration(&name, &started.message.serialize()).unwrap();
+        let response = RegistrationResponse::deserialize(&answer).unwrap();
+        let parameters = ClientRegistrationFinishParameters::default();
+        let finished = started.state.finish(&mut OsRng, b"secret", response, parameters).unwrap();
+        let record = finished.message.serialize().to_vec();
+
+        let login = ClientLogin::<Suite>::start(&mut OsRng, b"guess").unwrap().message.serialize();
+        let answers: Vec<Vec<u8>> = [Some(record.as_slice()), None, Some(b"rubbish")]
+            .into_iter()
+            .map(|record| opaque.login(&name, record, &login).unwrap().1)
+            .collect();
+        for answer in &answers {
+            assert_eq!(answer.len(), answers[0].len());
+            // The evaluated element depends on the name alone.
+            assert_eq!(answer[..32], answers[0][..32]);
+        }
+        assert!(opaque.login(&name, None, b"rubbish").is_err());
+        assert!(opaque.registration(&name, b"rubbish").is_err());
     }
 }

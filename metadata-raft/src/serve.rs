@@ -258,7 +258,7 @@ impl Internal {
         let signed = query::layout(view).map_err(store_failed)?.ok_or_else(|| {
             status(Code::Unavailable, "NO_CLUSTER", "the cluster is not formed yet", &[])
         })?;
-        let key = Hash::of("coffer/v1/layout-cache", &signed);
+        let key = Hash::of("coffer/v1/member/layout-cache", &signed);
         self.layouts.get_or_insert_with(key, || {
             let group = &self.door.group;
             Layout::verify(&signed, &group.cluster(), &group.descriptor().administrators)
