@@ -20,7 +20,7 @@ use crate::batch::ProposeError;
 use crate::clock::unix_ms;
 use crate::group::{Group, Process};
 use crate::peers::Peers;
-use crate::raft::Raft;
+use crate::raft::Leadership;
 use crate::reads::ReadError;
 
 /// Marks a call that one member passed on to another, which then answers or refuses.
@@ -42,7 +42,7 @@ const ELECTION_RETRY: Duration = Duration::from_millis(300);
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) group: Arc<Group>,
-    pub(crate) raft: Raft,
+    pub(crate) leadership: Leadership,
     pub(crate) peers: Peers,
     proofs: Arc<BoundedCache<Bytes, SessionProof>>,
     closed: Arc<AtomicBool>,
@@ -57,9 +57,9 @@ pub(crate) enum Route {
 }
 
 impl Door {
-    pub(crate) fn new(group: Arc<Group>, raft: Raft, peers: Peers) -> Self {
+    pub(crate) fn new(group: Arc<Group>, leadership: Leadership, peers: Peers) -> Self {
         let proofs = Arc::new(BoundedCache::new(PROOFS_MAX, None));
-        Self { group, raft, peers, proofs, closed: Arc::default() }
+        Self { group, leadership, peers, proofs, closed: Arc::default() }
     }
 
     /// Takes no more work: from now on every call is sent away.
@@ -67,15 +67,9 @@ impl Door {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// The member that leads, as far as this one knows. It may be wrong; nothing is answered on its
-    /// word alone.
-    pub(crate) fn leader(&self) -> Option<MemberId> {
-        self.raft.metrics().borrow().current_leader.map(MemberId::from_u64)
-    }
-
     /// Where a call that only the leader can answer goes.
     pub(crate) fn to_leader<T>(&self, request: &Request<T>) -> Result<Route, Status> {
-        let leader = self.leader();
+        let leader = self.leadership.leader();
         match leader {
             Some(leader) if leader == self.group.me => self.here(),
             Some(leader) => self.forward_to(leader, request),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::clock::readings;
 use crate::group::Group;
 use crate::peers::Peers;
-use crate::raft::{Proposal, Raft, Replies};
+use crate::raft::{Leadership, Proposal, Replies};
 
 /// Commands that may wait.
 const WAITING_MAX: usize = 1024;
@@ -63,7 +63,7 @@ pub(crate) struct Proposer {
 
 /// What the batcher works with.
 pub(crate) struct Batcher {
-    pub(crate) raft: Raft,
+    pub(crate) leadership: Leadership,
     pub(crate) group: Arc<Group>,
     pub(crate) peers: Peers,
     pub(crate) tick_every: Duration,
@@ -171,7 +171,7 @@ impl Batcher {
 
     /// Why nothing can be proposed here now, if so.
     fn refusal(&self) -> Option<ProposeError> {
-        let leader = self.raft.metrics().borrow().current_leader.map(MemberId::from_u64);
+        let leader = self.leadership.leader();
         (leader != Some(self.group.me)).then_some(ProposeError::NotLeader(leader))
     }
 
@@ -203,7 +203,7 @@ impl Batcher {
             }
             return;
         }
-        let sent = self.raft.client_write_ff(Proposal::new(&commands)).await;
+        let sent = self.leadership.raft.client_write_ff(Proposal::new(&commands)).await;
         drop(commands);
         shutdown.spawn("entry", async move {
             let result = match sent {

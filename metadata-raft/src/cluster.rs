@@ -94,7 +94,7 @@ impl ClusterService for Cluster {
 
 impl Cluster {
     fn members(&self) -> Vec<pb::MemberStatus> {
-        let metrics = self.door.raft.metrics().borrow().clone();
+        let metrics = self.door.leadership.raft.metrics().borrow().clone();
         let last = metrics.last_log_index.unwrap_or(0);
         let group = &self.door.group;
         let status = |member: &coffer_model::descriptor::Member| {

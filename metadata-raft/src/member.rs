@@ -42,7 +42,7 @@ use crate::network::Network;
 use crate::nodes::Nodes;
 use crate::opaque::{Opaque, SetupError};
 use crate::peers::Peers;
-use crate::raft::Raft;
+use crate::raft::{Leadership, Raft};
 use crate::reads::Reads;
 use crate::serve::{Internal, routes};
 use crate::store::{Store, StoreError};
@@ -172,6 +172,10 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(config: Config, listener: TcpListener) -> Result<Self, MemberError> {
+        let health_listener = match config.health_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let setup = config.clone();
         let opened = tokio::task::spawn_blocking(move || Opened::open(&setup)).await;
         let Opened { group, store, opaque, tls } =
@@ -190,10 +194,15 @@ impl Running {
         .map_err(|error| MemberError::Raft(error.to_string()))?;
 
         let tasks = Shutdown::new();
-        let door = Door::new(Arc::clone(&group), raft.clone(), peers.clone());
+        let leadership = Leadership {
+            raft: raft.clone(),
+            me: group.me,
+            patience: config.timing.election_max + config.timing.election_min,
+        };
+        let door = Door::new(Arc::clone(&group), leadership.clone(), peers.clone());
         let reads = Reads::start(raft.clone(), Arc::clone(&store), &tasks);
         let batcher = Batcher {
-            raft: raft.clone(),
+            leadership,
             group: Arc::clone(&group),
             peers,
             tick_every: config.timing.tick,
@@ -228,8 +237,7 @@ impl Running {
         let stop_serving = CancellationToken::new();
         let server = GrpcServer::new(Arc::clone(&tls), limits);
         let server = tokio::spawn(server.serve(listener, services, stop_serving.clone()));
-        if let Some(address) = config.health_listen {
-            let listener = listen(address).await?;
+        if let Some(listener) = health_listener {
             let (health, stop) = (health.clone(), tasks.token());
             tasks.spawn("plain health", async move {
                 if let Err(error) = health.serve_plain(listener, stop).await {
@@ -241,7 +249,7 @@ impl Running {
         tasks.spawn("sweeper", sweep(listings, attempts, tasks.token()));
         let leading =
             Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
-        tasks.spawn("leading", leading.watch(config.timing, tasks.token()));
+        tasks.spawn("leading", leading.watch(tasks.token()));
 
         if config.bootstrap {
             form_group(&raft, &group).await?;
@@ -481,15 +489,13 @@ struct Leading {
 }
 
 impl Leading {
-    async fn watch(self, timing: Timing, stop: CancellationToken) {
-        let mut metrics = self.door.raft.metrics();
+    async fn watch(self, stop: CancellationToken) {
+        let mut metrics = self.door.leadership.raft.metrics();
         let (mut formed, mut ready) = (false, false);
         loop {
-            let (leader, silent_ms) = {
-                let metrics = metrics.borrow_and_update();
-                (metrics.current_leader, metrics.millis_since_quorum_ack)
-            };
-            let leads = leader == Some(self.door.group.me.as_u64());
+            metrics.borrow_and_update();
+            let leader = self.door.leadership.leader();
+            let leads = self.door.leadership.is_mine();
             self.nodes.set_leading(leads, Instant::now());
             if !formed {
                 formed = self.is_formed().await;
@@ -498,12 +504,7 @@ impl Leading {
                 self.form().await;
                 formed = self.is_formed().await;
             }
-            // A leader that is cut off goes on calling itself leader.
-            let cut_off = leads
-                && silent_ms.is_some_and(|ms| {
-                    Duration::from_millis(ms) > timing.election_max + timing.election_min
-                });
-            let wanted = formed && leader.is_some() && !cut_off;
+            let wanted = formed && leader.is_some();
             if wanted != ready && !stop.is_cancelled() {
                 ready = wanted;
                 tracing::info!(ready, leads, "readiness changed");

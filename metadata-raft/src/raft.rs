@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io::Cursor;
+use std::time::Duration;
 
 use borsh::BorshSerialize;
 use bytes::Bytes;
 use coffer_metadata_core::{Command, Reply};
 use coffer_model::encoding::{Malformed, decode};
+use coffer_model::id::MemberId;
 use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -29,6 +31,30 @@ pub(crate) type Vote = openraft::Vote<u64>;
 pub(crate) type Membership = openraft::Membership<u64, openraft::EmptyNode>;
 pub(crate) type StoredMembership = openraft::StoredMembership<u64, openraft::EmptyNode>;
 pub(crate) type StorageError = openraft::StorageError<u64>;
+
+/// Who leads, as far as one member knows. It may be wrong; nothing is answered on its word alone.
+#[derive(Clone)]
+pub(crate) struct Leadership {
+    pub(crate) raft: Raft,
+    pub(crate) me: MemberId,
+    /// A leader that no majority has answered for this long does not count as one: openraft goes on
+    /// calling it leader, while the others have long elected another.
+    pub(crate) patience: Duration,
+}
+
+impl Leadership {
+    pub(crate) fn leader(&self) -> Option<MemberId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let leader = metrics.current_leader.map(MemberId::from_u64)?;
+        let silent = Duration::from_millis(metrics.millis_since_quorum_ack.unwrap_or(0));
+        (leader != self.me || silent <= self.patience).then_some(leader)
+    }
+
+    pub(crate) fn is_mine(&self) -> bool {
+        self.leader() == Some(self.me)
+    }
+}
 
 /// The version of a proposal's encoding.
 const VERSION: u8 = 1;

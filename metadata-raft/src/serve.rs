@@ -106,7 +106,8 @@ impl MemberService for Internal {
         if append.vote.leader_id.node_id != member.as_u64() {
             return Err(denied("a member leads in its own name only"));
         }
-        let answer = self.door.raft.append_entries(append).await.map_err(|_| stopping())?;
+        let answer =
+            self.door.leadership.raft.append_entries(append).await.map_err(|_| stopping())?;
         Ok(Response::new(pb::AppendResponse { message: encode_append_answer(&answer).into() }))
     }
 
@@ -119,7 +120,7 @@ impl MemberService for Internal {
         if vote.vote.leader_id.node_id != member.as_u64() {
             return Err(denied("a member stands for election in its own name only"));
         }
-        let answer = self.door.raft.vote(vote).await.map_err(|_| stopping())?;
+        let answer = self.door.leadership.raft.vote(vote).await.map_err(|_| stopping())?;
         Ok(Response::new(pb::VoteResponse { message: encode_vote_answer(&answer).into() }))
     }
 

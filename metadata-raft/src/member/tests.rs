@@ -283,6 +283,46 @@ async fn what_was_acknowledged_outlives_the_leader_and_a_restart_of_all() {
     group.stop_all().await;
 }
 
+/// Goal: a leader without a majority tells nobody anything, and what it could not finish is done once
+/// when the majority is back. Method: both others end; a read and a submission; one comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_majority_answers_nothing() {
+    let mut group = TestGroup::running(3).await;
+    let leader = group.leader().await;
+    let channel = group.channel(leader);
+    let alice = User::registered(&group, leader, "alice").await;
+    for other in (0..3).filter(|other| *other != leader) {
+        group.crash(other).await;
+    }
+    let submission = alice.submission(Draft::default().file(alice.home, "a", &[], 0));
+    let mut request = alice.request(pb::SubmitRequest { submission: submission.clone().into() });
+    request.set_timeout(Duration::from_millis(300));
+    let unanswered = directory(&channel).submit(request).await.unwrap_err();
+    assert!(matches!(unanswered.code(), Code::Cancelled | Code::Unavailable), "{unanswered:?}");
+    // At first no majority confirms it; after a while it does not take itself for the leader any more.
+    let given_up = async {
+        loop {
+            let request = alice.request(alice.walk_request("a", 0));
+            let refused = directory(&channel).read(request).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unavailable);
+            match reason(&refused).as_str() {
+                "NO_QUORUM" => {}
+                "NOT_LEADER" => return,
+                other => panic!("{other}"),
+            }
+        }
+    };
+    tokio::time::timeout(LONG, given_up).await.unwrap();
+
+    group.start(other_than(leader)).await.unwrap();
+    let (outcomes, _) = alice.send(&channel, submission.clone()).await;
+    assert!(outcomes[0].is_ok(), "{outcomes:?}");
+    let read = alice.walk(&channel, "a").await;
+    let Some(pb::answer::Answer::Walk(walk)) = &read.answers[0].answer else { panic!() };
+    assert_eq!(walk.steps.len(), 1);
+    group.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_told_to_stop_lets_another_lead_first() {
     let mut group = TestGroup::running(3).await;
