@@ -51,7 +51,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "COFFER_SERVER_NAME", value_name = "NAME")]
     pub(crate) server_name: Option<String>,
     /// A name for this login, where several are open at once
-    #[arg(long, global = true, env = "COFFER_SESSION", value_name = "NAME", default_value = "default")]
+    #[arg(
+        long,
+        global = true,
+        env = "COFFER_SESSION",
+        value_name = "NAME",
+        default_value = "default"
+    )]
     pub(crate) session: String,
     /// Print JSON for programs
     #[arg(long, global = true)]

@@ -211,7 +211,9 @@ impl Console {
                 let options = GetOptions { version, overwrite: force };
                 self.get(session, &source, target, recursive, &options).await
             }
-            Command::Cat { path: from, version } => print_file(session, &path(&from)?, version).await,
+            Command::Cat { path: from, version } => {
+                print_file(session, &path(&from)?, version).await
+            }
             Command::Ls { path: of, long, deleted } => self.ls(session, &of, long, deleted).await,
             Command::Stat { path: of } => {
                 let stat = session.stat(&path(&of)?).await?;
@@ -232,7 +234,9 @@ impl Console {
                 progress.finish();
                 Ok(())
             }
-            Command::Rm { path: of, recursive } => Ok(session.remove(&path(&of)?, recursive).await?),
+            Command::Rm { path: of, recursive } => {
+                Ok(session.remove(&path(&of)?, recursive).await?)
+            }
             Command::Restore { path: of, version } => {
                 let path = path(&of)?;
                 match version {
@@ -240,7 +244,10 @@ impl Console {
                         let report = session.restore_version(&path, version).await?;
                         self.told(
                             &json!({ "version": report.version, "restored": version }),
-                            &format!("{of}: version {version} is back as version {}", report.version),
+                            &format!(
+                                "{of}: version {version} is back as version {}",
+                                report.version
+                            ),
                         );
                     }
                     None => {
@@ -298,12 +305,14 @@ impl Console {
         let report = if from_stdin {
             let remote = path(target)?;
             let reader = Box::new(std::io::stdin());
-            let report =
-                session.put(reader, Path::new("-"), &remote, &options, &progress).await?;
+            let report = session.put(reader, Path::new("-"), &remote, &options, &progress).await?;
             (remote, report)
         } else {
-            let metadata = std::fs::metadata(source)
-                .map_err(|error| ClientError::Local { doing: "read", path: source.into(), why: error.into() })?;
+            let metadata = std::fs::metadata(source).map_err(|error| ClientError::Local {
+                doing: "read",
+                path: source.into(),
+                why: error.into(),
+            })?;
             if metadata.is_dir() {
                 let what = format!("{} is a directory; use -r", source.display());
                 return Err(ClientError::Invalid { what }.into());
@@ -326,7 +335,8 @@ impl Console {
             fields.insert("version".to_owned(), version.into());
             fields.insert("size".to_owned(), length.into());
         }
-        let text = format!("{remote}: version {version}, {length} bytes; {}", transfer_text(transfer));
+        let text =
+            format!("{remote}: version {version}, {length} bytes; {}", transfer_text(transfer));
         self.told(&value, &text);
     }
 
@@ -339,10 +349,9 @@ impl Console {
     ) -> Result<()> {
         let progress = Arc::new(Progress::new("put", self.global.json));
         let remote = if target.ends_with('/') {
-            path(target)?.join(local_name(source)?).map_err(|error| ClientError::InvalidName {
-                name: target.to_owned(),
-                why: error,
-            })?
+            path(target)?
+                .join(local_name(source)?)
+                .map_err(|error| ClientError::InvalidName { name: target.to_owned(), why: error })?
         } else {
             path(target)?
         };
@@ -454,10 +463,9 @@ async fn named_target(
     if !is_directory {
         return Ok(remote);
     }
-    remote.join(name()?).map_err(|error| ClientError::InvalidName {
-        name: target.to_owned(),
-        why: error,
-    })
+    remote
+        .join(name()?)
+        .map_err(|error| ClientError::InvalidName { name: target.to_owned(), why: error })
 }
 
 /// As [`named_target`], for something that is remote already.

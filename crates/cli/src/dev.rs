@@ -122,8 +122,7 @@ async fn wait_until_ready(
         request_timeout: Some(Duration::from_secs(5)),
         ..ChannelOptions::standard()
     };
-    let channel =
-        connect_lazy(&gateway.to_string(), &gateway.ip().to_string(), tls, &options)?;
+    let channel = connect_lazy(&gateway.to_string(), &gateway.ip().to_string(), tls, &options)?;
     let wanted = founded.processes.iter().filter(|it| it.role == Role::Storage).count();
     loop {
         for running in running.iter_mut() {
@@ -135,7 +134,8 @@ async fn wait_until_ready(
                 bail!("{name} did not start ({status}): {last}\nits log is {}", log.display());
             }
         }
-        let answer = ClusterServiceClient::new(channel.clone()).get_status(GetStatusRequest {}).await;
+        let answer =
+            ClusterServiceClient::new(channel.clone()).get_status(GetStatusRequest {}).await;
         let told = match answer {
             Ok(answer) => {
                 let status = answer.into_inner();

@@ -26,14 +26,20 @@ fn number(error: &ClientError) -> u8 {
         E::Denied { .. } | E::CrossHome { .. } | E::InviteRequired | E::QuotaExceeded => 6,
         E::WrongPassword => 7,
         E::NotLoggedIn | E::SessionExpired => 8,
-        E::Unavailable { .. } | E::Connect { .. } | E::NotDurable { .. } | E::DataMissing { .. } => 9,
+        E::Unavailable { .. }
+        | E::Connect { .. }
+        | E::NotDurable { .. }
+        | E::DataMissing { .. } => 9,
         E::Tampered { .. } | E::RolledBack { .. } | E::WrongCluster { .. } => 10,
         E::InvalidName { .. }
         | E::Invalid { .. }
         | E::InvalidPassword { .. }
         | E::IntoItself { .. }
         | E::TooDeep { .. } => 11,
-        E::IsADirectory { .. } | E::NotADirectory { .. } | E::NotAFile { .. } | E::NotEmpty { .. } => 12,
+        E::IsADirectory { .. }
+        | E::NotADirectory { .. }
+        | E::NotAFile { .. }
+        | E::NotEmpty { .. } => 12,
         E::Local { .. } | E::UnsafeSessionFile { .. } => 13,
         _ => 1,
     }

@@ -93,8 +93,8 @@ pub(crate) fn load_or_found(dir: &Path, size: Size) -> Result<Founded> {
         return found(dir, size);
     }
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let founded: Founded = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is damaged", path.display()))?;
+    let founded: Founded =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     if founded.version != VERSION {
         bail!("{} has version {}, this program knows {VERSION}", path.display(), founded.version);
     }

@@ -215,7 +215,10 @@ pub(crate) fn status_text(status: &GetStatusResponse) -> String {
 }
 
 fn mode_letters(mode: u32) -> String {
-    (0..9).rev().map(|bit| if mode >> bit & 1 == 1 { ['x', 'w', 'r'][bit % 3] } else { '-' }).collect()
+    (0..9)
+        .rev()
+        .map(|bit| if mode >> bit & 1 == 1 { ['x', 'w', 'r'][bit % 3] } else { '-' })
+        .collect()
 }
 
 /// UTC, to the second.

@@ -149,9 +149,20 @@ impl Engine {
                 Err(LoginStop::Failed(error)) => return Err(error),
             }
         };
+        self.begin_session(name, &user.leaf, opened, &clock).await
+    }
+
+    /// Opens a session with an opened keyring.
+    pub(crate) async fn begin_session(
+        &self,
+        name: &UserName,
+        user: &UserLeaf,
+        opened: OpenKeyring,
+        clock: &LogClock,
+    ) -> Result<SessionState, ClientError> {
         let key = SessionKey::generate();
-        let certificate = self.open_session(&user.leaf, &opened, &key, &clock).await?;
-        self.session_state(name, &user.leaf, opened, key, certificate).await
+        let certificate = self.open_session(user, &opened, &key, clock).await?;
+        self.session_state(name, user, opened, key, certificate).await
     }
 
     /// Proves the password, and opens the keyring with what that gives.

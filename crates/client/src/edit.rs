@@ -306,10 +306,15 @@ impl Session {
             return Ok(Manifest::default());
         }
         let head = &content.head;
-        // A shorter file is cut along the path to its new last slot.
+        // A shorter file is cut along the path to its new last slot; new slots hang from the pages
+        // above the old last one.
         let last = plan.length.div_ceil(head.class.bytes()).saturating_sub(1);
-        let touched: BTreeSet<u64> =
-            slots.iter().copied().chain([last]).filter(|slot| *slot < head.slots).collect();
+        let touched: BTreeSet<u64> = match head.slots.checked_sub(1) {
+            Some(old_last) => {
+                slots.iter().chain([&last]).map(|slot| *slot.min(&old_last)).collect()
+            }
+            None => BTreeSet::new(),
+        };
         let mut pages = Vec::new();
         for (from, to) in ranges(&touched) {
             pages.extend(self.pages(content, from, to).await?.pages);

@@ -278,6 +278,18 @@ impl ClientError {
         }
     }
 
+    /// Whether everything else that is tried now would fail in the same way.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        matches!(
+            self,
+            Self::SessionExpired
+                | Self::Unavailable { .. }
+                | Self::RolledBack { .. }
+                | Self::QuotaExceeded
+                | Self::Stopped
+        )
+    }
+
     /// Whether trying the whole operation again may help: nobody was reached, or nodes were missing.
     pub fn is_temporary(&self) -> bool {
         matches!(

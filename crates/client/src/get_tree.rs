@@ -84,17 +84,16 @@ impl Session {
             files: Arc::new(Semaphore::new(FILES_IN_FLIGHT)),
             report: TreeReport::default(),
             tasks: JoinSet::new(),
+            hopeless: None,
         };
         let into = Arc::new(Filling { dir: Arc::new(dir), attributes, parent: None });
         let mut frames = vec![Frame::new(root, remote.to_string(), into)];
         while let Some(mut frame) = frames.pop() {
             if !frame.ended && frame.waiting.len() < WAITING_MAX {
-                match walk.next_page(&mut frame).await {
-                    Ok(()) => {}
-                    Err(error) => {
-                        walk.fail(frame.shown.clone(), error);
-                        frame.ended = true;
-                    }
+                if let Err(error) = walk.next_page(&mut frame).await {
+                    walk.fail(frame.shown.clone(), error);
+                    walk.reap()?;
+                    frame.ended = true;
                 }
                 frames.push(frame);
                 continue;
@@ -158,9 +157,21 @@ struct Walk {
     files: Arc<Semaphore>,
     report: TreeReport,
     tasks: JoinSet<Named>,
+    hopeless: Option<ClientError>,
 }
 
 impl Walk {
+    /// Counts what is done. A failure that every other name would meet as well ends the walk.
+    fn reap(&mut self) -> Result<(), ClientError> {
+        while let Some(done) = self.tasks.try_join_next() {
+            self.count(done.map_err(|_| ClientError::Stopped)?);
+        }
+        match self.hopeless.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
     /// Begins to fetch what the next page of a directory names.
     async fn next_page(&mut self, frame: &mut Frame) -> Result<(), ClientError> {
         let Some(page) = frame.listing.next_page_of_any(&self.session).await? else {
@@ -175,9 +186,7 @@ impl Walk {
             }
             let room = Arc::clone(&self.files).acquire_owned().await;
             let room = room.map_err(|_| ClientError::Stopped)?;
-            while let Some(done) = self.tasks.try_join_next() {
-                self.count(done.map_err(|_| ClientError::Stopped)?);
-            }
+            self.reap()?;
             let (session, progress) = (self.session.clone(), Arc::clone(&self.progress));
             let (into, overwrite) = (Arc::clone(&frame.into), self.overwrite);
             self.tasks.spawn(async move {
@@ -239,6 +248,9 @@ impl Walk {
     }
 
     fn fail(&mut self, path: String, error: ClientError) {
+        if error.is_hopeless() {
+            self.hopeless = Some(error.clone());
+        }
         self.progress.failed(&path, &error);
         self.report.fail(path, error);
     }

@@ -40,6 +40,11 @@ mod upload;
 mod verify;
 mod wire;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use account::{Engine, Registered};
 pub use contact::{Authority, Endpoint, Pinned};
 pub use content::FileReader;

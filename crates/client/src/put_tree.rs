@@ -101,7 +101,8 @@ impl Session {
             files: Arc::new(Semaphore::new(FILES_IN_FLIGHT)),
             large: Arc::new(Semaphore::new(LARGE_IN_FLIGHT)),
         });
-        let mut walk = Walk { job, report: TreeReport::default(), tasks: JoinSet::new() };
+        let mut walk =
+            Walk { job, report: TreeReport::default(), tasks: JoinSet::new(), hopeless: None };
         if remote.names().is_empty() {
             // The home keeps its own mode and time.
         } else {
@@ -154,6 +155,7 @@ struct Walk {
     job: Arc<Job>,
     report: TreeReport,
     tasks: JoinSet<Named>,
+    hopeless: Option<ClientError>,
 }
 
 impl Walk {
@@ -196,7 +198,10 @@ impl Walk {
                     Ok((remote, fresh)) => {
                         below.push(Frame { path: local.path, shown, remote, fresh, names: None })
                     }
-                    Err(error) => self.fail(shown, error),
+                    Err(error) => {
+                        self.fail(shown, error);
+                        self.reap()?;
+                    }
                 }
                 continue;
             }
@@ -220,10 +225,19 @@ impl Walk {
         for semaphore in [Some(Arc::clone(&self.job.files)), large].into_iter().flatten() {
             room.push(semaphore.acquire_owned().await.map_err(|_| ClientError::Stopped)?);
         }
+        self.reap()?;
+        Ok(room)
+    }
+
+    /// Counts what is done. A failure that every other name would meet as well ends the walk.
+    fn reap(&mut self) -> Result<(), ClientError> {
         while let Some(done) = self.tasks.try_join_next() {
             self.count(done.map_err(|_| ClientError::Stopped)?);
         }
-        Ok(room)
+        match self.hopeless.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// Makes a directory, or takes the one that is there; whether it is new.
@@ -234,6 +248,7 @@ impl Walk {
         standing: Option<Found>,
         shown: &str,
     ) -> Result<(Arc<Directory>, bool), ClientError> {
+        self.reap()?;
         let session = self.job.session.clone();
         let (mode, time) = (local.found.mode(), mtime_ns(&local.found));
         if let Some(found) = standing.as_ref().filter(|found| found.is_live()) {
@@ -314,6 +329,9 @@ impl Walk {
     }
 
     fn fail(&mut self, path: String, error: ClientError) {
+        if error.is_hopeless() {
+            self.hopeless = Some(error.clone());
+        }
         self.job.progress.failed(&path, &error);
         self.report.fail(path, error);
     }

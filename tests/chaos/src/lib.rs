@@ -24,7 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The `coffer` binary beside the test's own.
 pub fn coffer_binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let target = test.parent().and_then(Path::parent).context("tests lie in target/<profile>/deps")?;
+    let target =
+        test.parent().and_then(Path::parent).context("tests lie in target/<profile>/deps")?;
     let binary = target.join("coffer");
     ensure!(binary.exists(), "{} is missing: run `cargo build -p coffer` first", binary.display());
     Ok(binary)
@@ -155,7 +156,12 @@ impl Cluster {
     }
 
     /// Runs the `coffer` program as `user` with standard input from a file.
-    pub fn run_with_input(&self, user: &str, args: &[&str], input: Option<&Path>) -> Result<Output> {
+    pub fn run_with_input(
+        &self,
+        user: &str,
+        args: &[&str],
+        input: Option<&Path>,
+    ) -> Result<Output> {
         let stdin = match input {
             Some(path) => fs::File::open(path)?.into(),
             None => Stdio::null(),

@@ -47,7 +47,10 @@ fn a_day_with_coffer() {
         assert!(output.status.success(), "{output:?}");
     }
     assert_eq!(cluster.coffer("alice", &["cat", "/alice/note"]).unwrap(), "three");
-    assert_eq!(cluster.coffer("alice", &["get", "/alice/note", "-", "--version", "1"]).unwrap(), "one");
+    assert_eq!(
+        cluster.coffer("alice", &["get", "/alice/note", "-", "--version", "1"]).unwrap(),
+        "one"
+    );
     cluster.coffer("alice", &["restore", "--version", "2", "/alice/note"]).unwrap();
     assert_eq!(cluster.coffer("alice", &["cat", "/alice/note"]).unwrap(), "two");
     let versions = cluster.coffer("alice", &["versions", "/alice/note", "--json"]).unwrap();

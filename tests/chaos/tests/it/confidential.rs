@@ -29,7 +29,9 @@ fn canaries_are_in_no_file_of_any_server() {
     let tree = tree.to_str().unwrap().to_owned();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     cluster.coffer("alice", &["put", "-r", &tree, "/alice/canary-directory-7f3a"]).unwrap();
-    cluster.coffer("alice", &["mv", "/alice/canary-directory-7f3a", "/alice/canary-moved-b7b7"]).unwrap();
+    cluster
+        .coffer("alice", &["mv", "/alice/canary-directory-7f3a", "/alice/canary-moved-b7b7"])
+        .unwrap();
     cluster.coffer("alice", &["rm", "-r", "/alice/canary-moved-b7b7"]).unwrap();
     cluster.stop().unwrap();
 

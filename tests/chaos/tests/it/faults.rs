@@ -28,7 +28,9 @@ fn with_writers(cluster: &Cluster, during: impl FnOnce(&AtomicUsize)) -> Vec<(St
                         fs::write(&local, &content).unwrap();
                         let remote = format!("/alice/w{writer}-{number}");
                         // No operation may fail: the client rides out what happens.
-                        cluster.coffer("alice", &["put", local.to_str().unwrap(), &remote]).unwrap();
+                        cluster
+                            .coffer("alice", &["put", local.to_str().unwrap(), &remote])
+                            .unwrap();
                         done.push((remote, content));
                         acknowledged.fetch_add(1, Ordering::Relaxed);
                     }
@@ -93,7 +95,9 @@ fn a_storage_node_is_killed_and_catches_up_when_it_returns() {
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
         let complete = nodes.len() == 3
             && nodes.iter().all(|node| {
-                node["reachable"] == true && node["missing_chunks"] == 0 && node["chunks"] == nodes[0]["chunks"]
+                node["reachable"] == true
+                    && node["missing_chunks"] == 0
+                    && node["chunks"] == nodes[0]["chunks"]
             })
             && nodes[0]["chunks"].as_u64() >= Some(files.len() as u64);
         Ok(complete.then_some(()))
@@ -135,7 +139,8 @@ fn an_interrupted_put_goes_on_where_it_stopped() {
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     let file = work.join("file");
     let content: Vec<u8> = (0u32..24 << 20).map(|at| (at >> 10) as u8 ^ (at as u8)).collect();
-    let content: Vec<u8> = content.iter().zip(0u32..).map(|(byte, at)| byte ^ (at >> 16) as u8).collect();
+    let content: Vec<u8> =
+        content.iter().zip(0u32..).map(|(byte, at)| byte ^ (at >> 16) as u8).collect();
     fs::write(&file, &content).unwrap();
     let file = file.to_str().unwrap();
 

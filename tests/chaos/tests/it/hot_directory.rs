@@ -58,7 +58,8 @@ async fn write(session: Session, writer: usize) -> Vec<u64> {
         let passing = format!("/alice/hot/passing-{writer}-{round}");
         put(&session, &passing, "gone soon".to_owned()).await.unwrap();
         session.remove(&path(&passing), false).await.unwrap();
-        let version = put(&session, "/alice/hot/shared", format!("{writer}/{round}")).await.unwrap();
+        let version =
+            put(&session, "/alice/hot/shared", format!("{writer}/{round}")).await.unwrap();
         shared_versions.push(version);
     }
     shared_versions
@@ -84,7 +85,8 @@ fn two_clients_with_64_writers_lose_nothing_and_see_no_half_rename() {
                 while !done.load(Ordering::Relaxed) {
                     let names = names(&session).await;
                     for writer in 0..WRITERS {
-                        let at = ["a", "b"].map(|end| names.contains(&format!("token-{writer}-{end}")));
+                        let at =
+                            ["a", "b"].map(|end| names.contains(&format!("token-{writer}-{end}")));
                         assert!(at[0] != at[1], "token {writer} is at {at:?}");
                     }
                     looks += 1;

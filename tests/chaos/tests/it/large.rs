@@ -36,7 +36,17 @@ fn a_large_file_needs_little_memory_and_a_small_change_costs_little() {
     fs::write(&tail, vec![0x5A; MIB as usize]).unwrap();
     let offset = FILE_BYTES / 2;
     let report = cluster
-        .coffer("alice", &["put", "--offset", &offset.to_string(), patch.to_str().unwrap(), "/alice/file", "--json"])
+        .coffer(
+            "alice",
+            &[
+                "put",
+                "--offset",
+                &offset.to_string(),
+                patch.to_str().unwrap(),
+                "/alice/file",
+                "--json",
+            ],
+        )
         .unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["chunks_sent"], 1, "{report}");
