@@ -30,7 +30,7 @@ use crate::progress::{Progress, Report, Silent, Tally};
 use crate::resolve::{Place, all_of_a_small_file, attrs_and_head};
 use crate::session::Session;
 use crate::source::Source;
-use crate::upload::{CONFLICT_ATTEMPTS, Seal, earliest};
+use crate::upload::{Seal, earliest};
 use crate::verify::Checked;
 
 /// Slots that are read, sealed and stored at a time.
@@ -155,7 +155,8 @@ impl Session {
     ) -> Result<Report, ClientError> {
         let what = path.to_string();
         let tally = Tally::default();
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let (found, content) = self.content(path, None).await?;
             let current = content.head.version;
             if options.if_version.is_some_and(|version| version != current) {
@@ -175,11 +176,14 @@ impl Session {
                     return Err(ClientError::Conflict { what });
                 }
                 // Somebody was faster, or this was too slow: start from what is there now.
-                Err(Rejection::Conflict { .. } | Rejection::ReceiptsExpired) => {}
+                Err(
+                    Rejection::Conflict { .. } | Rejection::ReceiptsExpired | Rejection::NotFound,
+                ) => {
+                    contest.lost().await?;
+                }
                 Err(rejection) => return Err(ClientError::rejected(rejection, &what)),
             }
         }
-        Err(ClientError::Conflict { what })
     }
 
     /// Makes a version out of the current one: seals and stores the slots that change.
@@ -364,7 +368,8 @@ impl Session {
         version: u64,
     ) -> Result<Report, ClientError> {
         let what = path.to_string();
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let (found, old) = self.content(path, Some(version)).await?;
             let (write, mtime_ns) = (write_id(), old.mtime_ns);
             let length = old.length;
@@ -376,11 +381,10 @@ impl Session {
                     let transfer = Tally::default().transfer();
                     return Ok(Report { version: current + 1, length, transfer });
                 }
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. } | Rejection::NotFound) => contest.lost().await?,
                 Err(rejection) => return Err(ClientError::rejected(rejection, &what)),
             }
         }
-        Err(ClientError::Conflict { what })
     }
 
     /// Sets the permission bits of a file or directory.
@@ -396,16 +400,16 @@ impl Session {
         {
             return self.set_attributes(path, |attrs| attrs.mtime_ns = mtime_ns).await;
         }
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let (found, content) = self.content(path, None).await?;
             let made = Made::same_as(&content);
             match self.commit(&found, &content, made, write_id(), mtime_ns).await? {
                 Ok(()) => return self.save_marks_if_due().await,
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. } | Rejection::NotFound) => contest.lost().await?,
                 Err(rejection) => return Err(ClientError::rejected(rejection, &path.to_string())),
             }
         }
-        Err(ClientError::Conflict { what: path.to_string() })
     }
 
     async fn set_attributes(
@@ -413,7 +417,8 @@ impl Session {
         path: &RemotePath,
         change: impl Fn(&mut Attrs),
     ) -> Result<(), ClientError> {
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let op = match self.place(path, attrs_and_head()).await? {
                 Place::Top => {
                     return Err(ClientError::Denied { what: "`/` belongs to nobody".to_owned() });
@@ -434,11 +439,10 @@ impl Session {
             };
             match self.changes().apply(op).await? {
                 Ok(_) => return self.save_marks_if_due().await,
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. } | Rejection::NotFound) => contest.lost().await?,
                 Err(rejection) => return Err(ClientError::rejected(rejection, &path.to_string())),
             }
         }
-        Err(ClientError::Conflict { what: path.to_string() })
     }
 
     pub(crate) fn attrs_op(

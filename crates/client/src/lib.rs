@@ -22,6 +22,7 @@ mod change;
 mod chunks;
 mod clock;
 mod content;
+mod contest;
 mod download;
 mod edit;
 mod get_tree;

@@ -22,7 +22,7 @@ use crate::node::{
 use crate::read::{id_bytes, object_query};
 use crate::resolve::{Located, Place, attrs_and_head, nothing};
 use crate::session::{EntryInfo, Session, Stat, VersionInfo};
-use crate::upload::{CONFLICT_ATTEMPTS, plain_attrs};
+use crate::upload::plain_attrs;
 use crate::verify::Checked;
 
 /// Permission bits of a new directory where nothing else is known.
@@ -179,7 +179,8 @@ impl Session {
     ) -> Result<Arc<Directory>, ClientError> {
         let what = path.to_string();
         let mut found = located.found.clone();
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let mut former = None;
             if let Some(found) = &found {
                 former = Some(found.hash);
@@ -199,12 +200,11 @@ impl Session {
                 self.new_directory(&located.parent, &located.name, former, mode, now_ns());
             match self.changes().apply(op).await? {
                 Ok(_) => return Ok(directory),
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. }) => contest.lost().await?,
                 Err(rejection) => return Err(ClientError::rejected(rejection, &what)),
             }
             found = self.look_up(&located.parent, &located.name).await?;
         }
-        Err(ClientError::Conflict { what })
     }
 
     /// A new directory and the op that makes it.
@@ -247,7 +247,8 @@ impl Session {
         if from.home() != to.home() && to.home().is_some() {
             return Err(ClientError::CrossHome { what: from.to_string() });
         }
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(from.to_string());
+        loop {
             let source = self.locate(from, nothing()).await?;
             let parent = Arc::clone(&source.parent);
             let moved = source.live(from)?;
@@ -255,7 +256,7 @@ impl Session {
             let op = self.rename_op(&parent, &moved, &target)?;
             match self.changes().apply(op).await? {
                 Ok(_) => return self.save_marks_if_due().await,
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. }) => contest.lost().await?,
                 Err(
                     rejection @ (Rejection::NotEmpty
                     | Rejection::IsADirectory
@@ -264,7 +265,6 @@ impl Session {
                 Err(rejection) => return Err(ClientError::rejected(rejection, &from.to_string())),
             }
         }
-        Err(ClientError::Conflict { what: from.to_string() })
     }
 
     fn rename_op(
@@ -328,7 +328,8 @@ impl Session {
         check: impl Fn(&Found) -> Result<(), ClientError>,
         only_empty: bool,
     ) -> Result<(), ClientError> {
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let found = self.locate(path, nothing()).await?.live(path)?;
             check(&found)?;
             let leaf = EntryLeaf { state: EntryState::Deleted, ..found.entry };
@@ -336,16 +337,16 @@ impl Session {
             let op = PlannedOp::new(Op::Remove { entry, only_empty }, Vec::new());
             match self.changes().apply(op).await? {
                 Ok(_) => return self.save_marks_if_due().await,
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. }) => contest.lost().await?,
                 Err(rejection) => return Err(ClientError::rejected(rejection, &path.to_string())),
             }
         }
-        Err(ClientError::Conflict { what: path.to_string() })
     }
 
     /// Brings back what was removed under a name.
     pub async fn undelete(&self, path: &RemotePath) -> Result<(), ClientError> {
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(path.to_string());
+        loop {
             let found = self.locate(path, nothing()).await?.found;
             let found = found.ok_or_else(|| ClientError::not_found(path))?;
             match found.entry.state {
@@ -358,11 +359,10 @@ impl Session {
             let op = PlannedOp::new(Op::Undelete { entry }, Vec::new());
             match self.changes().apply(op).await? {
                 Ok(_) => return self.save_marks_if_due().await,
-                Err(Rejection::Conflict { .. }) => {}
+                Err(Rejection::Conflict { .. }) => contest.lost().await?,
                 Err(rejection) => return Err(ClientError::rejected(rejection, &path.to_string())),
             }
         }
-        Err(ClientError::Conflict { what: path.to_string() })
     }
 
     /// What is known about a verified name.

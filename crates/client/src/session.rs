@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::change::{Changes, PlannedOp};
 use crate::chunks::Chunks;
 use crate::clock::LogClock;
+use crate::contest::{Contest, Turns};
 use crate::error::ClientError;
 use crate::journal::Journal;
 use crate::node::{Directory, Found, Home};
@@ -43,6 +44,7 @@ struct Shared {
     directories: BoundedCache<(InodeId, NameTag), Arc<Directory>>,
     chunks: Chunks,
     changes: Changes,
+    turns: Turns,
     cores: Arc<Semaphore>,
     journal: Journal,
 }
@@ -145,6 +147,7 @@ impl Session {
         Ok(Self(Arc::new(Shared {
             chunks: Chunks::start(&wire),
             changes: Changes::start(Arc::clone(&wire), vault_hash),
+            turns: Turns::default(),
             wire,
             name,
             home: Arc::new(Home { vault, root }),
@@ -213,6 +216,11 @@ impl Session {
 
     pub(crate) fn changes(&self) -> &Changes {
         &self.0.changes
+    }
+
+    /// The contest for what a path names.
+    pub(crate) fn contest(&self, what: impl Into<String>) -> Contest {
+        self.0.turns.contest(what)
     }
 
     pub(crate) fn journal(&self) -> &Journal {

@@ -48,8 +48,6 @@ use crate::resolve::attrs_and_head;
 use crate::session::Session;
 use crate::source::{Source, is_zero};
 
-/// How often a put meets another one and tries again.
-pub(crate) const CONFLICT_ATTEMPTS: u32 = 8;
 /// Slots of one file under way at a time; their bytes are bounded by the session's budget.
 const SLOTS_IN_FLIGHT: usize = 256;
 /// A part of a large file: what one op changes at most.
@@ -205,13 +203,18 @@ impl Session {
     ) -> Result<Committed, ClientError> {
         let home = self.home();
         let mut uploaded: Option<Uploaded> = None;
-        for _ in 0..CONFLICT_ATTEMPTS {
+        let mut contest = self.contest(target.path);
+        loop {
             let aim = Aim::at(&target, &content)?;
             if let Some(done) = self.is_done(&aim, &content)? {
                 return Ok(done);
             }
             let current = match uploaded.take() {
                 Some(current) if current.inode == aim.inode() => current,
+                // Nothing of it is sealed yet.
+                Some(current) if current.inline.is_some() => {
+                    Uploaded { inode: aim.inode(), ..current }
+                }
                 Some(lost) if !content.source.is_repeatable() => {
                     // The winner's file has another key, and the source cannot be sealed again.
                     return self.take_name(&home, &target, &content, lost).await;
@@ -231,6 +234,10 @@ impl Session {
                 }
                 // Somebody was faster: look again. What is stored is still good for the same inode.
                 Err(Rejection::Conflict { .. }) => uploaded = Some(current),
+                // The file is gone, though perhaps another one has its name.
+                Err(Rejection::NotFound) if matches!(aim, Aim::Existing(_)) => {
+                    uploaded = Some(current);
+                }
                 // The inode id of this write is in use: the same upload went elsewhere meanwhile.
                 Err(Rejection::InodeExists) if content.source.is_repeatable() => {
                     content.write = write_id();
@@ -242,9 +249,9 @@ impl Session {
                 }
                 Err(rejection) => return Err(ClientError::rejected(rejection, target.path)),
             }
+            contest.lost().await?;
             target.found = self.look_up(target.parent, target.name).await?;
         }
-        Err(ClientError::Conflict { what: target.path.to_owned() })
     }
 
     /// A resumed write that was committed after all, its answer lost: the current version is its own.

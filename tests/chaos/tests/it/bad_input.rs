@@ -47,10 +47,10 @@ fn what_the_command_line_refuses() {
         // Other people's homes.
         (&["ls", "/bobby"], 6),
         (&["put", file, "/bobby/x"], 6),
-        (&["ls", "/nobody"], 3),
+        (&["ls", "/nobody"], 6),
         // A stale if-version.
         (&["put", file, "/alice/file", "--if-version", "7"], 5),
-        (&["put", file, "/alice/file", "--if-version", "0"], 5),
+        (&["put", file, "/alice/file", "--if-version", "0"], 4),
         // This machine.
         (&["put", "/no/such/file", "/alice/x"], 13),
         (&["get", "/alice/file", "/no/such/folder/x"], 13),
