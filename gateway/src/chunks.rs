@@ -19,7 +19,7 @@ use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
 use coffer_service::shutdown::Shutdown;
-use coffer_service::status::{is_retryable, reason_of, status, status_with_retry};
+use coffer_service::status::{is_retryable, reason_of, relayed, status, status_with_retry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::metadata::BinaryMetadataValue;
 use tonic::transport::Channel;
@@ -139,11 +139,11 @@ fn worst(failures: Vec<Status>) -> Status {
     let final_refusal =
         failures.iter().find(|failure| !is_retryable(failure) && reason_of(failure).is_some());
     if let Some(refusal) = final_refusal {
-        return refusal.clone();
+        return relayed(refusal);
     }
     let told =
         failures.first().map_or("no storage node can be reached", |failure| failure.message());
-    let message = format!("fewer than two storage nodes have the chunk: {told}");
+    let message = format!("too few storage nodes answered: {told}");
     status(Code::Unavailable, "TOO_FEW_NODES", &message, &[])
 }
 

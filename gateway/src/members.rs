@@ -19,7 +19,7 @@ use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
 use coffer_service::peer::PeerId;
-use coffer_service::status::status;
+use coffer_service::status::{relayed, status};
 use coffer_service::tls::LiveTls;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -67,13 +67,13 @@ impl Members {
         let mut last = status(Code::Unavailable, "NO_MEMBER", "the cluster has no members", &[]);
         for turn in 0..self.channels.len() {
             let at = (first + turn) % self.channels.len();
-            match call(self.channels[at].clone()).await {
-                // Nobody there, no leader known, or no answer in time (tonic's own limit says so).
-                Err(error) if matches!(error.code(), Code::Unavailable | Code::Cancelled) => {
-                    last = Status::unavailable(error.message());
-                    if error.code() == Code::Unavailable {
-                        last = error;
-                    }
+            let answer = call(self.channels[at].clone()).await;
+            match answer.map_err(|failure| relayed(&failure)) {
+                // Nobody there, no leader known, or no answer in time.
+                Err(error)
+                    if matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded) =>
+                {
+                    last = error;
                 }
                 answer => {
                     self.preferred.store(at, Ordering::Relaxed);

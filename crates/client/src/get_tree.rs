@@ -229,9 +229,8 @@ impl Walk {
     /// Everything in a directory is done, or under way.
     async fn leave(&mut self, frame: Frame) {
         let Frame { shown, into, .. } = frame;
-        match close(into).await {
-            Ok(()) => self.progress.done(&shown),
-            Err(error) => self.fail(shown, error),
+        if let Err(error) = close(into).await {
+            self.fail(shown, error);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::error::ClientError;
 
 /// Listens to the progress of an operation. Called from several threads; must be quick.
 pub trait Progress: Send + Sync {
-    /// More was found that is to be done: so the totals grow while a tree is walked.
+    /// More files and symlinks were found that are to be done: the totals grow while a tree is walked.
     fn found(&self, files: u64, bytes: u64) {
         let _ = (files, bytes);
     }
@@ -14,7 +14,7 @@ pub trait Progress: Send + Sync {
     fn bytes(&self, count: u64) {
         let _ = count;
     }
-    /// A file, directory or symlink is done.
+    /// A file or symlink is done.
     fn done(&self, path: &str) {
         let _ = path;
     }

@@ -320,7 +320,10 @@ impl Walk {
                     }
                     Done::Unchanged => self.report.files_unchanged += 1,
                     Done::Symlink => self.report.symlinks += 1,
-                    Done::Directory => self.report.directories += 1,
+                    Done::Directory => {
+                        self.report.directories += 1;
+                        return;
+                    }
                 }
                 self.job.progress.done(&path);
             }

@@ -95,6 +95,22 @@ fn is_local(status: &Status) -> bool {
     status.source().is_some()
 }
 
+/// The failure of a call this process made on behalf of a caller of its own, as that caller is told.
+/// What broke on the way is `Unavailable`, for the caller cannot tell it from a final word of this
+/// process; what the other side answered stays, without its headers.
+pub fn relayed(failure: &Status) -> Status {
+    let broken = match failure.code() {
+        Code::Cancelled => true,
+        _ => is_local(failure),
+    };
+    if broken {
+        let text = "the connection to another process of the cluster failed";
+        return status(Code::Unavailable, "PEER_UNREACHABLE", text, &[]);
+    }
+    let details = failure.details().to_vec();
+    Status::with_details(failure.code(), failure.message(), details.into())
+}
+
 fn build(
     code: Code,
     reason: &'static str,
@@ -181,6 +197,23 @@ mod tests {
         assert_eq!(status.message().len(), MESSAGE_BYTES_MAX);
         assert!(status.details().len() < METADATA_BYTES_MAX + 256);
         assert_eq!(reason_of(&status).unwrap().metadata["c"], "kept");
+    }
+
+    #[test]
+    fn what_broke_on_the_way_is_no_final_word() {
+        let broken = Status::from_error("connection reset".into());
+        assert_eq!(relayed(&broken).code(), Code::Unavailable);
+        assert!(is_retryable(
+            &Status::from_header_map(relayed(&broken).into_http::<()>().headers()).unwrap()
+        ));
+        assert_eq!(relayed(&Status::cancelled("Timeout expired")).code(), Code::Unavailable);
+
+        let mut answered = status(Code::Internal, "DISK", "the disk failed", &[]);
+        answered.metadata_mut().insert("content-type", "application/grpc".parse().unwrap());
+        let relayed = relayed(&answered);
+        assert_eq!(relayed.code(), Code::Internal);
+        assert_eq!(reason_of(&relayed).unwrap().code, "DISK");
+        assert!(relayed.metadata().is_empty());
     }
 
     #[test]
