@@ -318,7 +318,6 @@ impl Console {
                 return Err(ClientError::Invalid { what }.into());
             }
             let remote = named_target(session, target, || local_name(source)).await?;
-            progress.add_total(1, metadata.len());
             let report = session.put_file(source, &remote, &options, &progress).await?;
             (remote, report)
         };
