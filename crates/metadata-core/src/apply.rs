@@ -146,6 +146,11 @@ fn bundle_reply<T: Tables>(
         }
     }
 
+    // Nobody knows this author, and nobody will: what anybody can sign stays out of the log.
+    if tables.get(Table::Principals, header.principal.as_bytes())?.is_none() {
+        return Ok(Reply::Bundle { outcomes, revision: sequence, repeated: false });
+    }
+
     let leaves: Vec<_> = bundle.signed.ops.iter().map(|op| leaf_hash(op)).collect();
     let tree = Tree::new(&leaves);
     for (index, op) in (0u16..).zip(&bundle.signed.ops) {

@@ -46,6 +46,13 @@ impl Prepared {
         }
         let submission: Submission = decode("submission", bytes)?;
         let bundle = submission.bundle.verify(cluster)?;
+        let slots = &submission.payloads.slots;
+        let in_order = slots.windows(2).all(|pair| pair[0].op < pair[1].op)
+            && slots.last().is_none_or(|last| usize::from(last.op) < bundle.ops.len());
+        if !in_order {
+            let why = "changed slots come with ops of the bundle, once each and in their order";
+            return Err(BundleRejection::Malformed(why.to_owned()));
+        }
         Ok(Self::Submission(Box::new((bundle, submission.payloads))))
     }
 }
@@ -55,7 +62,8 @@ impl Prepared {
 pub enum Reply {
     /// A system op was applied, or had nothing to say.
     System,
-    /// A bundle was applied now, or had been before (then this is the first answer again).
+    /// A bundle was applied now, or had been before (then this is the first answer again), or was a
+    /// newcomer's who was not let in (then nothing changed and nothing was logged).
     Bundle {
         /// What became of each op.
         outcomes: Outcomes,

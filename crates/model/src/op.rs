@@ -244,6 +244,121 @@ pub struct Outcome {
     pub charged_bytes: u64,
 }
 
+/// The rule of its kind that a change breaks. The numbers are part of the log format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize, thiserror::Error)]
+pub enum Rule {
+    /// A new user replaces nothing.
+    #[error("a new user replaces nothing")]
+    UserIsNew,
+    /// The first keyring has epoch 1.
+    #[error("the first keyring has epoch 1")]
+    FirstEpoch,
+    /// Vault and attributes belong to the home's root.
+    #[error("vault and attributes belong to the home's root")]
+    HomeRoot,
+    /// A new home has its user as its one member.
+    #[error("a new home has its user as its one member")]
+    HomeMembers,
+    /// Only keyring and login record change, and the epoch rises by one.
+    #[error("only keyring and login record change, and the epoch rises by one")]
+    OnlyKeysChange,
+    /// An open session is named by its certificate.
+    #[error("an open session is named by its certificate")]
+    SessionName,
+    /// A session is opened once.
+    #[error("a session is opened once")]
+    SessionOnce,
+    /// A session lasts at most 12 hours from now.
+    #[error("a session lasts at most 12 hours from now")]
+    SessionTimes,
+    /// Closing a session changes nothing else.
+    #[error("closing a session changes nothing else")]
+    SessionClosing,
+    /// A new name is live and adopts nothing.
+    #[error("a new name is live and adopts nothing")]
+    NewEntry,
+    /// Files and symlinks have content, directories have none.
+    #[error("files and symlinks have content, directories have none")]
+    ContentOfKind,
+    /// Name, attributes and content belong to one inode.
+    #[error("name, attributes and content belong to one inode")]
+    OneInode,
+    /// A partial version keeps its class and directory.
+    #[error("a partial version keeps its class and directory")]
+    StagedShape,
+    /// The first part starts anew, each next at the one before.
+    #[error("the first part starts anew, each next at the one before")]
+    StagedBase,
+    /// A rename needs two names.
+    #[error("a rename needs two names")]
+    TwoNames,
+    /// The old name becomes a tombstone that says where it went.
+    #[error("the old name becomes a tombstone that says where it went")]
+    MovedTombstone,
+    /// The new name points at what the old one did.
+    #[error("the new name points at what the old one did")]
+    MovedEntry,
+    /// A tombstone keeps everything but the state.
+    #[error("a tombstone keeps everything but the state")]
+    Tombstone,
+    /// What is restored is live.
+    #[error("what is restored is live")]
+    RestoredIsLive,
+    /// Only what is deleted can be restored, as what it was.
+    #[error("only what is deleted can be restored, as what it was")]
+    RestoredWasDeleted,
+    /// Versions are counted one by one.
+    #[error("versions are counted one by one")]
+    NextVersion,
+    /// A restored version is the one it brings back, unchanged.
+    #[error("a restored version is the one it brings back, unchanged")]
+    RestoredVersion,
+    /// A wrapped key has 1 to 256 bytes.
+    #[error("a wrapped key has 1 to 256 bytes")]
+    WrapLength,
+    /// This version knows files, directories and symlinks.
+    #[error("this version knows files, directories and symlinks")]
+    KindKnown,
+    /// A vault has 1 to 1024 members, ascending.
+    #[error("a vault has 1 to 1024 members, ascending")]
+    VaultMembers,
+    /// A sealed key has at most 256 bytes.
+    #[error("a sealed key has at most 256 bytes")]
+    SealedKeyLength,
+}
+
+impl Rule {
+    /// All of them, by their numbers.
+    pub const ALL: [Self; 26] = [
+        Self::UserIsNew,
+        Self::FirstEpoch,
+        Self::HomeRoot,
+        Self::HomeMembers,
+        Self::OnlyKeysChange,
+        Self::SessionName,
+        Self::SessionOnce,
+        Self::SessionTimes,
+        Self::SessionClosing,
+        Self::NewEntry,
+        Self::ContentOfKind,
+        Self::OneInode,
+        Self::StagedShape,
+        Self::StagedBase,
+        Self::TwoNames,
+        Self::MovedTombstone,
+        Self::MovedEntry,
+        Self::Tombstone,
+        Self::RestoredIsLive,
+        Self::RestoredWasDeleted,
+        Self::NextVersion,
+        Self::RestoredVersion,
+        Self::WrapLength,
+        Self::KindKnown,
+        Self::VaultMembers,
+        Self::SealedKeyLength,
+    ];
+}
+
 /// Why an op was refused. The numbers are part of the log format.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize, thiserror::Error)]
 pub enum Rejection {
@@ -290,7 +405,7 @@ pub enum Rejection {
     Payload,
     /// The leaf breaks a rule of its kind.
     #[error("invalid change: {0}")]
-    Invalid(String),
+    Invalid(Rule),
     /// The name of a user is taken for ever.
     #[error("the name is taken")]
     NameTaken,

@@ -34,7 +34,7 @@ use coffer_model::object::{
     AttrsLeaf, Custody, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object,
     Role, SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
 };
-use coffer_model::op::{Base, Change, HeadChange, Op, Outcome, Rejection};
+use coffer_model::op::{Base, Change, HeadChange, Op, Outcome, Rejection, Rule};
 use coffer_model::receipt::{Flush, Held, Receipt};
 use coffer_model::session::{Certificate, CertificateHash, Scope, SessionProof};
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
@@ -459,7 +459,7 @@ fn rejections() -> Vec<Rejection> {
         Rejection::ReceiptsExpired,
         Rejection::Manifest,
         Rejection::Payload,
-        Rejection::Invalid("why".to_owned()),
+        Rejection::Invalid(Rule::TwoNames),
         Rejection::NameTaken,
         Rejection::InodeExists,
         Rejection::InviteRequired,

@@ -14,7 +14,7 @@ use coffer_model::object::{
     AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object, Role,
     SessionLeaf, StagedLeaf, UserLeaf, VAULT_MEMBERS_MAX, VaultLeaf, WRAP_BYTES_MAX,
 };
-use coffer_model::op::{Base, Change, HeadChange, Op, Rejection};
+use coffer_model::op::{Base, Change, HeadChange, Op, Rejection, Rule};
 use coffer_model::session::CertificateHash;
 use coffer_model::time::LogTime;
 
@@ -62,8 +62,8 @@ struct Step<'a, 'c, T> {
     charged: u64,
 }
 
-fn invalid(why: &str) -> Stop {
-    Stop::Refused(Rejection::Invalid(why.to_owned()))
+fn invalid(rule: Rule) -> Stop {
+    Stop::Refused(Rejection::Invalid(rule))
 }
 
 /// Compare-and-swap: the object must hold exactly the expected leaf.
@@ -118,7 +118,7 @@ struct From {
     slots: u64,
 }
 
-impl<T: Tables> Step<'_, '_, T> {
+impl<'c, T: Tables> Step<'_, 'c, T> {
     // -- users and sessions ---------------------------------------------------------------------
 
     fn register(
@@ -141,22 +141,22 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::NameTaken.into());
         }
         if user.expected.is_some() || vault.expected.is_some() || attrs.expected.is_some() {
-            return Err(invalid("a new user replaces nothing"));
+            return Err(invalid(Rule::UserIsNew));
         }
         if inode_state(self.tables, &leaf.home)?.is_some() {
             return Err(Rejection::InodeExists.into());
         }
         if leaf.keyring_epoch != 1 {
-            return Err(invalid("the first keyring has epoch 1"));
+            return Err(invalid(Rule::FirstEpoch));
         }
         if vault.key != leaf.home || vault.leaf.home != leaf.home || attrs.key != leaf.home {
-            return Err(invalid("vault and attributes belong to the home's root"));
+            return Err(invalid(Rule::HomeRoot));
         }
         check_vault(&vault.leaf)?;
         let alone = vault.leaf.members.len() == 1
             && vault.leaf.role_of(leaf.principal) == Some(Role::Admin);
         if !alone {
-            return Err(invalid("a new home has its user as its one member"));
+            return Err(invalid(Rule::HomeMembers));
         }
         let keyring = self.context.payload(&leaf.keyring, None)?;
         let login_record = self.context.payload(&leaf.login_record, None)?;
@@ -201,9 +201,7 @@ impl<T: Tables> Step<'_, '_, T> {
             ..old.clone()
         } == *new;
         if !only_keys_change || new.keyring_epoch != old.keyring_epoch + 1 {
-            return Err(invalid(
-                "only keyring and login record change, and the epoch rises by one",
-            ));
+            return Err(invalid(Rule::OnlyKeysChange));
         }
         let keyring = self.context.payload(&new.keyring, None)?;
         let login_record = self.context.payload(&new.login_record, Some(&row.second))?;
@@ -237,13 +235,13 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::Denied.into());
         }
         if session.key != certificate.hash() || session.leaf.closed {
-            return Err(invalid("an open session is named by its certificate"));
+            return Err(invalid(Rule::SessionName));
         }
         if session.expected.is_some() {
-            return Err(invalid("a session is opened once"));
+            return Err(invalid(Rule::SessionOnce));
         }
         if !certificate_times_fit(certificate.issued, certificate.expires, self.context.time) {
-            return Err(invalid("a session lasts at most 12 hours from now"));
+            return Err(invalid(Rule::SessionTimes));
         }
         self.put_session(session)
     }
@@ -259,7 +257,7 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::Denied.into());
         }
         if !session.leaf.closed || session.leaf.certificate != row.leaf.certificate {
-            return Err(invalid("closing a session changes nothing else"));
+            return Err(invalid(Rule::SessionClosing));
         }
         self.put_session(session)
     }
@@ -293,14 +291,14 @@ impl<T: Tables> Step<'_, '_, T> {
         let home = self.writable_directory(&key.directory, None)?;
         check_entry(leaf)?;
         if leaf.state != EntryState::Live || leaf.adopted_at != 0 {
-            return Err(invalid("a new name is live and adopts nothing"));
+            return Err(invalid(Rule::NewEntry));
         }
         match (leaf.kind, head) {
             (Kind::Directory, None) | (Kind::File | Kind::Symlink, Some(_)) => {}
-            _ => return Err(invalid("files and symlinks have content, directories have none")),
+            _ => return Err(invalid(Rule::ContentOfKind)),
         }
         if attrs.key != leaf.inode || head.is_some_and(|head| head.change.key != leaf.inode) {
-            return Err(invalid("name, attributes and content belong to one inode"));
+            return Err(invalid(Rule::OneInode));
         }
         let standing = self.free_name(entry)?;
         if inode_state(self.tables, &leaf.inode)?.is_some() {
@@ -338,7 +336,7 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::IsADirectory.into());
         }
         if attrs.is_some_and(|attrs| attrs.key != *inode) {
-            return Err(invalid("content and attributes belong to one inode"));
+            return Err(invalid(Rule::OneInode));
         }
         self.put_head(head, &home)?;
         if let Some(attrs) = attrs {
@@ -370,13 +368,13 @@ impl<T: Tables> Step<'_, '_, T> {
         let from = match (base, &current) {
             (Base::Staged, Some(row)) => {
                 if row.leaf.class != leaf.class || row.leaf.directory != leaf.directory {
-                    return Err(invalid("a partial version keeps its class and directory"));
+                    return Err(invalid(Rule::StagedShape));
                 }
                 From { root: row.leaf.root, slots: row.leaf.slots }
             }
             (Base::Empty, None) => From { root: None, slots: 0 },
             (Base::Version(version), None) => self.version(&key.inode, version, leaf.class)?,
-            _ => return Err(invalid("the first part starts anew, each next at the one before")),
+            _ => return Err(invalid(Rule::StagedBase)),
         };
         self.put_slots(&key.inode, &home, from, leaf.slots, leaf.root, receipts_until)?;
         let row = self.row(object, staged.expected, leaf, Leaf::Staged, Vec::new(), Vec::new());
@@ -406,12 +404,12 @@ impl<T: Tables> Step<'_, '_, T> {
             return Err(Rejection::CrossHome.into());
         }
         if from.key == to.key {
-            return Err(invalid("a rename needs two names"));
+            return Err(invalid(Rule::TwoNames));
         }
         let tombstone =
             EntryLeaf { state: EntryState::Moved { to: to.key }, ..source.leaf.clone() };
         if from.leaf != tombstone {
-            return Err(invalid("the old name becomes a tombstone that says where it went"));
+            return Err(invalid(Rule::MovedTombstone));
         }
         check_entry(&to.leaf)?;
         let fits = to.leaf.inode == inode
@@ -419,7 +417,7 @@ impl<T: Tables> Step<'_, '_, T> {
             && to.leaf.state == EntryState::Live
             && to.leaf.adopted_at <= self.at.sequence;
         if !fits {
-            return Err(invalid("the new name points at what the old one did"));
+            return Err(invalid(Rule::MovedEntry));
         }
         let target_key = entry_key(&to.key);
         let target: Option<Row<EntryLeaf>> = load(self.tables, Table::Entries, &target_key)?;
@@ -473,7 +471,7 @@ impl<T: Tables> Step<'_, '_, T> {
         self.writable_directory(&entry.key.directory, None)?;
         let row = self.live_row(entry)?;
         if entry.leaf != (EntryLeaf { state: EntryState::Deleted, ..row.leaf.clone() }) {
-            return Err(invalid("a tombstone keeps everything but the state"));
+            return Err(invalid(Rule::Tombstone));
         }
         let inode = row.leaf.inode;
         if only_empty
@@ -492,14 +490,14 @@ impl<T: Tables> Step<'_, '_, T> {
         let home = self.writable_directory(&key.directory, None)?;
         check_entry(leaf)?;
         if leaf.state != EntryState::Live {
-            return Err(invalid("what is restored is live"));
+            return Err(invalid(Rule::RestoredIsLive));
         }
         let mut state = inode_state(self.tables, &leaf.inode)?.ok_or(Rejection::NotFound)?;
         if state.home != home {
             return Err(Rejection::CrossHome.into());
         }
         if state.linked || state.kind != leaf.kind || leaf.adopted_at > self.at.sequence {
-            return Err(invalid("only what is deleted can be restored, as what it was"));
+            return Err(invalid(Rule::RestoredWasDeleted));
         }
         let standing = self.free_name(entry)?;
         let mut payload = None;
@@ -659,7 +657,7 @@ impl<T: Tables> Step<'_, '_, T> {
         let object = Object::Head(*inode);
         expect(object.clone(), current.as_ref(), head.change.expected)?;
         if leaf.version != current.as_ref().map_or(0, |row| row.leaf.version) + 1 {
-            return Err(invalid("versions are counted one by one"));
+            return Err(invalid(Rule::NextVersion));
         }
         let from = match head.base {
             Base::Empty => From { root: None, slots: 0 },
@@ -674,10 +672,15 @@ impl<T: Tables> Step<'_, '_, T> {
                 From { root: row.leaf.root, slots: row.leaf.slots }
             }
         };
-        if leaf.restored != 0 && head.base != Base::Version(leaf.restored) {
-            return Err(invalid("a restored version is based on the one it brings back"));
+        let restored = leaf.restored != 0;
+        let same = (from.root, from.slots) == (leaf.root, leaf.slots);
+        if restored && head.base != Base::Version(leaf.restored) {
+            return Err(invalid(Rule::RestoredVersion));
         }
         self.put_slots(inode, home, from, leaf.slots, leaf.root, head.receipts_until)?;
+        if restored && !(same && self.changed_slots().is_empty()) {
+            return Err(invalid(Rule::RestoredVersion));
+        }
         let payload = self.context.payload(&leaf.payload, None)?;
         self.charge(home, length(&payload), 0, 0)?;
         if head.base == Base::Staged {
@@ -726,7 +729,7 @@ impl<T: Tables> Step<'_, '_, T> {
         if slots > SLOTS_MAX {
             return Err(Rejection::Manifest.into());
         }
-        let changes = self.context.slots.get(&self.at.index).copied().unwrap_or_default();
+        let changes = self.changed_slots();
         let pages = StoredPages::new(&*self.tables, *inode);
         let changed =
             pages.checked(manifest::change(&pages, from.root, from.slots, slots, changes))?;
@@ -766,6 +769,11 @@ impl<T: Tables> Step<'_, '_, T> {
             self.tables.put(Table::Meta, meta::FEED, store(&position));
         }
         self.charge(home, bytes, 0, position - first)
+    }
+
+    /// The changed slots that came with this op.
+    fn changed_slots(&self) -> &'c [(u64, Slot)] {
+        self.context.slots.get(&self.at.index).copied().unwrap_or_default()
     }
 
     fn charge(&mut self, home: &InodeId, bytes: u64, inodes: u64, rows: u64) -> Result<(), Stop> {
@@ -815,10 +823,10 @@ fn length(bytes: &[u8]) -> u64 {
 
 fn check_entry(leaf: &EntryLeaf) -> Result<(), Stop> {
     if leaf.wrap.is_empty() || leaf.wrap.len() > WRAP_BYTES_MAX {
-        return Err(invalid("a wrapped key has 1 to 256 bytes"));
+        return Err(invalid(Rule::WrapLength));
     }
     if !matches!(leaf.kind, Kind::Directory | Kind::File | Kind::Symlink) {
-        return Err(invalid("this version knows files, directories and symlinks"));
+        return Err(invalid(Rule::KindKnown));
     }
     Ok(())
 }
@@ -826,11 +834,11 @@ fn check_entry(leaf: &EntryLeaf) -> Result<(), Stop> {
 fn check_vault(leaf: &VaultLeaf) -> Result<(), Stop> {
     let ascending = leaf.members.windows(2).all(|pair| pair[0].principal < pair[1].principal);
     if !ascending || leaf.members.is_empty() || leaf.members.len() > VAULT_MEMBERS_MAX {
-        return Err(invalid("a vault has 1 to 1024 members, ascending"));
+        return Err(invalid(Rule::VaultMembers));
     }
     let sealed_keys = leaf.members.iter().map(|member| &member.sealed_key);
     if sealed_keys.chain(&leaf.former_key).any(|key| key.len() > WRAP_BYTES_MAX) {
-        return Err(invalid("a sealed key has at most 256 bytes"));
+        return Err(invalid(Rule::SealedKeyLength));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use coffer_model::name::PATH_DEPTH_MAX;
 use coffer_model::object::{
     EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, LeafHash, Object, StagedKey, WRAP_BYTES_MAX,
 };
-use coffer_model::op::{Base, Change, HeadChange, Op, Rejection};
+use coffer_model::op::{Base, Change, HeadChange, Op, Rejection, Rule};
 use coffer_model::time::LogTime;
 
 use crate::kit::manifest_of;
@@ -111,7 +111,7 @@ pub(crate) struct Case<'a> {
 type Reasons = Vec<Rejection>;
 
 fn invalid() -> Rejection {
-    Rejection::Invalid(String::new())
+    Rejection::Invalid(Rule::TwoNames)
 }
 
 /// Whether `given` is the reason `reason`; the text of an invalid change is not part of it.
