@@ -2,8 +2,9 @@
 //!
 //! A put is answered when every chunk is durable on two nodes. The call to the third goes on behind
 //! the caller's back; where it fails, or the node is too far behind to be sent anything, the node
-//! itself fetches what it lacks. A get asks one holder after the other until every chunk is found;
-//! the bytes are not hashed here, for the client does that anyway.
+//! itself fetches what it lacks. A get asks one holder after the other until every chunk is found.
+//! Bytes that are not the chunk count as not found, so that one bad disk, or one node that lies, costs
+//! nobody a read; the client hashes them again, for it has no reason to believe this process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,6 +134,27 @@ impl Gathered {
     }
 }
 
+/// Takes over what a node gave for the chunks at these positions; gives the number of answers that
+/// were something else than the chunk.
+fn take(
+    found: &mut [Bytes],
+    ids: &[ChunkId],
+    positions: &[usize],
+    fetched: Vec<pb::Fetched>,
+) -> usize {
+    let mut wrong = 0;
+    for (position, fetched) in positions.iter().zip(fetched) {
+        if fetched.data.is_empty() {
+            continue;
+        }
+        match SealedChunk::check(ids[*position], fetched.data) {
+            Ok(chunk) => found[*position] = chunk.into_bytes(),
+            Err(_) => wrong += 1,
+        }
+    }
+    wrong
+}
+
 /// The failure to report when too few nodes did their part: a refusal that will not change comes
 /// before one that may.
 fn worst(failures: Vec<Status>) -> Status {
@@ -249,15 +271,14 @@ impl ChunkService for Chunks {
                     chunk_ids: positions.iter().map(|at| chunk_ids[*at].clone()).collect(),
                 };
                 let request = with_proof(message, &proof);
-                async move { (positions, client(node.channel).get_chunks(request).await) }
+                async move { (node.id, positions, client(node.channel).get_chunks(request).await) }
             });
-            for (positions, answer) in futures_util::future::join_all(calls).await {
+            for (node, positions, answer) in futures_util::future::join_all(calls).await {
                 match answer {
                     Ok(answer) => {
-                        for (position, fetched) in
-                            positions.into_iter().zip(answer.into_inner().fetched)
-                        {
-                            found[position] = fetched.data;
+                        let wrong = take(&mut found, &ids, &positions, answer.into_inner().fetched);
+                        if wrong > 0 {
+                            tracing::warn!(%node, wrong, "a storage node gave bytes that are not the chunk");
                         }
                     }
                     Err(failure) => failures.push(failure),
@@ -324,4 +345,64 @@ impl ChunkService for Chunks {
 
 fn id_bytes(id: &ChunkId) -> Bytes {
     Bytes::copy_from_slice(id.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn chunk(content: &'static [u8]) -> (ChunkId, Bytes) {
+        let chunk = SealedChunk::hash(Bytes::from_static(content)).unwrap();
+        (chunk.id(), chunk.into_bytes())
+    }
+
+    #[test]
+    fn bytes_that_are_not_the_chunk_are_not_taken() {
+        let (first, second) = (chunk(b"one"), chunk(b"two"));
+        let ids = [first.0, second.0];
+        let answer = |data: &[&'static [u8]]| {
+            let fetched = |data: &&'static [u8]| pb::Fetched {
+                chunk_id: Bytes::new(),
+                data: Bytes::from_static(data),
+            };
+            data.iter().map(fetched).collect::<Vec<_>>()
+        };
+        let mut found = vec![Bytes::new(); 2];
+        assert_eq!(take(&mut found, &ids, &[0, 1], answer(&[b"one", b"twx"])), 1);
+        assert_eq!(found, [first.1.clone(), Bytes::new()]);
+        // The next holder has it. One that has nothing does no harm, nor do answers too many.
+        assert_eq!(take(&mut found, &ids, &[0, 1], answer(&[b""])), 0);
+        assert_eq!(take(&mut found, &ids, &[1], answer(&[b"two", b"one"])), 0);
+        assert_eq!(found, [first.1, second.1]);
+    }
+
+    #[test]
+    fn a_chunk_is_durable_with_two_receipts() {
+        let stored = |receipts: usize| pb::Stored {
+            chunk_id: Bytes::new(),
+            receipts: vec![Bytes::from_static(b"r"); receipts],
+        };
+        let mut gathered = Gathered::new(2);
+        gathered.add(&[0, 1], vec![stored(1), stored(1)]);
+        assert_eq!(gathered.lacking, 2);
+        gathered.add(&[1], vec![stored(1)]);
+        assert_eq!(gathered.lacking, 1);
+        gathered.add(&[0, 1], vec![stored(1), stored(1)]);
+        assert_eq!(gathered.lacking, 0);
+    }
+
+    #[test]
+    fn a_refusal_is_told_before_what_may_pass() {
+        let down = || Status::unavailable("nobody there");
+        let refusal =
+            status(Code::Unauthenticated, "TICKET_EXPIRED", "the ticket has expired", &[]);
+        assert_eq!(worst(vec![down(), refusal]).code(), Code::Unauthenticated);
+        assert_eq!(
+            worst(vec![down(), Status::from_error("reset".into())]).code(),
+            Code::Unavailable
+        );
+        assert_eq!(worst(Vec::new()).code(), Code::Unavailable);
+    }
 }
