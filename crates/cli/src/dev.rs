@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use coffer_proto::v1::GetStatusRequest;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::health::is_ready;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::{client_config_without_certificate, read_certificates};
 use rustix::process::{Pid, Signal, kill_process};
@@ -140,7 +141,8 @@ async fn wait_until_ready(
             Ok(answer) => {
                 let status = answer.into_inner();
                 let here = status.nodes.iter().filter(|node| node.reachable).count();
-                if status.members.iter().any(|member| member.leader) && here == wanted {
+                let led = status.members.iter().any(|member| member.leader);
+                if led && here == wanted && is_ready(channel.clone()).await.unwrap_or(false) {
                     return Ok(began.elapsed());
                 }
                 format!("{here} of {wanted} storage nodes have reported")

@@ -4,8 +4,11 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
+use tonic::transport::{Channel, Server};
 use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus as Told;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
@@ -16,6 +19,13 @@ pub const ALIVE: &str = "alive";
 
 /// Callers of the plain-text health port at a time: probes, not clients.
 const PLAIN_STREAMS_MAX: u32 = 16;
+
+/// Whether the process at the other end says that it wants work.
+pub async fn is_ready(channel: Channel) -> Result<bool, tonic::Status> {
+    let request = HealthCheckRequest { service: READY.to_owned() };
+    let answer = HealthClient::new(channel).check(request).await?;
+    Ok(answer.into_inner().status() == Told::Serving)
+}
 
 /// The health of a process. Clones speak of the same process.
 #[derive(Clone, Debug)]
