@@ -130,3 +130,26 @@ fn no_test_is_ignored_and_none_waits_for_luck() {
         assert!(!text.contains("#[ignore"), "{} ignores a test", path.display());
     }
 }
+
+#[test]
+fn every_promise_to_users_is_proved_by_a_test_that_names_it() {
+    let semantics = std::fs::read_to_string(root().join("docs/semantics.md")).unwrap();
+    let promises: BTreeSet<String> = semantics
+        .lines()
+        .filter_map(|line| line.strip_prefix("**S")?.split_once('.'))
+        .map(|(number, _)| format!("S{number}"))
+        .collect();
+    assert!(promises.len() > 20, "{promises:?}");
+    let mut proved = BTreeSet::new();
+    for path in all_sources() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for line in text.lines().filter_map(|line| line.trim().strip_prefix("/// Proves ")) {
+            let Some((numbers, _)) = line.split_once(" of docs/semantics.md") else { continue };
+            proved.extend(numbers.split(", ").map(str::to_owned));
+        }
+    }
+    let unproved: Vec<&String> = promises.difference(&proved).collect();
+    assert!(unproved.is_empty(), "no test names {unproved:?}");
+    let unknown: Vec<&String> = proved.difference(&promises).collect();
+    assert!(unknown.is_empty(), "{unknown:?} are not in docs/semantics.md");
+}

@@ -142,6 +142,7 @@ async fn padding_hides_lengths_within_a_bucket() {
     assert_eq!(sent[0], sent[1]);
 }
 
+/// Proves S14, S15 of docs/semantics.md.
 #[tokio::test]
 async fn names_are_made_listed_moved_removed_and_brought_back() {
     let world = World::new().await;
@@ -225,6 +226,7 @@ async fn a_warm_path_takes_one_question() {
     assert!(world.get("/ada/a/old/c/d/file").await.unwrap() == b"content");
 }
 
+/// Proves S9 of docs/semantics.md.
 #[tokio::test]
 async fn listings_go_through_all_pages_and_begin_anew_when_their_snapshot_is_gone() {
     let world = World::new().await;
@@ -247,6 +249,7 @@ async fn listings_go_through_all_pages_and_begin_anew_when_their_snapshot_is_gon
     assert!(matches!(stopped, Err(ClientError::Unavailable { .. })));
 }
 
+/// Proves S5, S17 of docs/semantics.md.
 #[tokio::test]
 async fn versions_are_kept_listed_and_restored() {
     let world = World::new().await;
@@ -378,6 +381,7 @@ async fn put_late(
     session.put_content(target, content).await
 }
 
+/// Proves S12, S13 of docs/semantics.md.
 #[tokio::test]
 async fn a_put_that_loses_its_race_becomes_the_next_version_or_takes_the_name() {
     let world = World::new().await;
@@ -415,6 +419,7 @@ async fn a_put_that_loses_its_race_becomes_the_next_version_or_takes_the_name() 
     assert!(matches!(refused, Err(ClientError::Conflict { .. })));
 }
 
+/// Proves S12 of docs/semantics.md.
 #[tokio::test]
 async fn a_put_may_ask_for_a_version() {
     let world = World::new().await;
@@ -429,6 +434,7 @@ async fn a_put_may_ask_for_a_version() {
     world.try_put("/ada/file", b"two", &with(1)).await.unwrap();
 }
 
+/// Proves S20 of docs/semantics.md.
 #[tokio::test]
 async fn receipts_that_ran_out_are_renewed_and_only_what_is_gone_is_sent_again() {
     let world = World::new().await;
@@ -452,6 +458,7 @@ async fn receipts_that_ran_out_are_renewed_and_only_what_is_gone_is_sent_again()
     assert!(world.get("/ada/file").await.unwrap() == noise(3 * MIB, 1));
 }
 
+/// Proves S4 of docs/semantics.md.
 #[tokio::test]
 async fn an_interrupted_upload_goes_on_where_it_was() {
     let world = World::new().await;
@@ -477,6 +484,7 @@ async fn an_interrupted_upload_goes_on_where_it_was() {
     assert_eq!((report.version, report.transfer.slots_sent), (2, 8));
 }
 
+/// Proves S3 of docs/semantics.md.
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_not_repeated() {
     let world = World::new().await;
@@ -555,6 +563,7 @@ async fn time_that_was_guessed_wrong_is_corrected() {
     assert!(matches!(over, Err(ClientError::SessionExpired)));
 }
 
+/// Proves S24 of docs/semantics.md.
 #[tokio::test]
 async fn a_closed_session_does_nothing_more_but_what_it_wrote_stays_good() {
     let world = World::new().await;

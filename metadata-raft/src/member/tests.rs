@@ -45,6 +45,7 @@ fn other_than(leader: usize) -> usize {
     (leader + 1) % 3
 }
 
+/// Proves S3, S6 of docs/semantics.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_takes_submissions_and_answers_reads_at_every_member() {
     let mut group = TestGroup::running(3).await;
@@ -124,6 +125,7 @@ async fn a_group_takes_submissions_and_answers_reads_at_every_member() {
     group.stop_all().await;
 }
 
+/// Proves S9 of docs/semantics.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_of_a_listing_are_from_one_moment() {
     let mut group = TestGroup::running(1).await;
@@ -204,6 +206,49 @@ async fn pages_of_a_listing_are_from_one_moment() {
     group.stop_all().await;
 }
 
+/// Goal: two questions of one call are answered at one moment. Method: each bundle makes two names; a
+/// reader that asks for both never gets one of them alone.
+/// Proves S8 of docs/semantics.md.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_read_is_of_one_moment() {
+    let mut group = TestGroup::running(1).await;
+    let channel = group.channel(0);
+    let alice = User::registered(&group, 0, "alice").await;
+    let writes = async {
+        for number in 0..30 {
+            let draft = Draft::default();
+            let draft = draft.file(alice.home, &format!("left {number}"), &[], 0);
+            let draft = draft.file(alice.home, &format!("right {number}"), &[], 0);
+            let (outcomes, _) = alice.send(&channel, alice.submission(draft)).await;
+            assert!(outcomes.iter().all(Result::is_ok));
+        }
+    };
+    let looks = async {
+        for number in 0..30 {
+            loop {
+                let mut both = alice.walk_request(&format!("left {number}"), 0);
+                both.queries.extend(alice.walk_request(&format!("right {number}"), 0).queries);
+                let answer = directory(&channel).read(alice.request(both)).await.unwrap();
+                let there: Vec<bool> = answer
+                    .into_inner()
+                    .answers
+                    .iter()
+                    .map(|answer| match &answer.answer {
+                        Some(pb::answer::Answer::Walk(walk)) => !walk.steps.is_empty(),
+                        other => panic!("{other:?}"),
+                    })
+                    .collect();
+                assert_eq!(there[0], there[1], "half a bundle");
+                if there[0] {
+                    break;
+                }
+            }
+        }
+    };
+    tokio::join!(writes, looks);
+    group.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_answers_are_cut_or_refused() {
     let mut group = TestGroup::running(1).await;
@@ -247,6 +292,7 @@ async fn long_answers_are_cut_or_refused() {
 
 /// Goal: what was acknowledged outlives the leader, and then all members. Method: the leader ends as
 /// in a crash, the others go on; then all end and start again.
+/// Proves S19 of docs/semantics.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_outlives_the_leader_and_a_restart_of_all() {
     let mut group = TestGroup::running(3).await;
@@ -285,6 +331,7 @@ async fn what_was_acknowledged_outlives_the_leader_and_a_restart_of_all() {
 
 /// Goal: a leader without a majority tells nobody anything, and what it could not finish is done once
 /// when the majority is back. Method: both others end; a read and a submission; one comes back.
+/// Proves S6, S23 of docs/semantics.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_without_a_majority_answers_nothing() {
     let mut group = TestGroup::running(3).await;
@@ -341,6 +388,7 @@ async fn a_leader_that_is_told_to_stop_lets_another_lead_first() {
     group.stop_all().await;
 }
 
+/// Proves S24 of docs/semantics.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_proven_and_bundles_checked_at_the_door() {
     let mut group = TestGroup::running(1).await;
@@ -681,6 +729,7 @@ async fn start_anywhere(config: Config) -> MemberError {
 
 /// Goal: a member whose disk fails stops and says so, acknowledges nothing it does not have, and is
 /// whole again after a restart. Method: the write fails before anything is written, or afterwards.
+/// Proves S22 of docs/semantics.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_write_ends_the_member_and_the_next_start_recovers() {
     for fault in [WriteFault::NotDone, WriteFault::DoneButReported] {

@@ -223,6 +223,7 @@ async fn a_session_that_the_user_did_not_open_is_refused() {
     assert!(read(&reader, "/ada/three").await.unwrap() == b"x");
 }
 
+/// Proves S7 of docs/semantics.md.
 #[tokio::test]
 async fn older_answers_are_refused() {
     let world = World::new().await;
@@ -252,6 +253,7 @@ async fn older_answers_are_refused() {
     *world.cluster.on_read.lock().unwrap() = None;
 }
 
+/// Proves S7 of docs/semantics.md.
 #[tokio::test]
 async fn what_was_seen_is_remembered_by_the_next_process() {
     let world = World::new().await;
@@ -291,6 +293,7 @@ async fn listings_that_were_touched_are_refused() {
     }
 }
 
+/// Proves S10 of docs/semantics.md.
 #[tokio::test]
 async fn chunks_that_were_touched_release_no_byte() {
     let world = World::new().await;
@@ -326,6 +329,7 @@ async fn manifest_pages_that_were_touched_are_refused() {
     assert!(is_tampered(read_with(&world, "/ada/one", drop_all).await));
 }
 
+/// Proves S18 of docs/semantics.md.
 #[tokio::test]
 async fn nothing_is_committed_without_two_good_receipts() {
     let world = World::new().await;

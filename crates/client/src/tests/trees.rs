@@ -193,6 +193,7 @@ fn what_is_given_up_leaves_nothing_behind() {
     assert!(fs::read(dir.path().join("there")).unwrap() == b"new");
 }
 
+/// Proves S10 of docs/semantics.md.
 #[tokio::test]
 async fn one_file_is_fetched_whole_or_not_at_all() {
     let world = World::new().await;

@@ -510,6 +510,7 @@ fn invalid() -> Rejection {
 
 type Make = fn(&Scene, &mut Draft);
 
+/// Proves S11, S14, S20 of docs/semantics.md.
 #[test]
 fn ops_that_break_a_rule_are_refused_for_it() {
     let rows: Vec<(&str, Rejection, Make)> = vec![

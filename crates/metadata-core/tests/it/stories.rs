@@ -74,6 +74,7 @@ fn the_same_value_again_is_another_leaf() {
 
 // -- trash ----------------------------------------------------------------------------------------
 
+/// Proves S16 of docs/semantics.md.
 #[test]
 fn what_a_reused_name_pointed_at_is_kept_until_it_is_restored() {
     let (mut cluster, mut alice) = alone();
@@ -173,6 +174,7 @@ fn slots_that_say_nothing_new_cost_nothing() {
     check(&cluster);
 }
 
+/// Proves S17 of docs/semantics.md.
 #[test]
 fn a_restored_version_costs_its_payload_and_needs_no_receipts() {
     let (mut cluster, mut alice) = alone();
@@ -370,6 +372,7 @@ fn a_login_finds_the_keyring_and_the_record() {
 }
 
 /// One bundle registers, and opens the first session; the second op relies on the first.
+/// Proves S2 of docs/semantics.md.
 #[test]
 fn a_session_of_a_user_who_was_refused_is_refused() {
     let (mut cluster, _) = alone();

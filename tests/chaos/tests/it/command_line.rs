@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use coffer_chaos::Cluster;
 
+/// Proves S5, S15, S17 of docs/semantics.md.
 #[test]
 fn a_day_with_coffer() {
     let mut cluster = Cluster::start().unwrap();

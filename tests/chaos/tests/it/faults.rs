@@ -64,6 +64,7 @@ fn check_all(cluster: &Cluster, files: &[(String, String)]) {
     }
 }
 
+/// Proves S19, S23 of docs/semantics.md.
 #[test]
 fn the_leader_is_killed_under_load_and_nothing_acknowledged_is_lost() {
     let cluster = Cluster::start().unwrap();
@@ -77,6 +78,7 @@ fn the_leader_is_killed_under_load_and_nothing_acknowledged_is_lost() {
     check_all(&cluster, &files);
 }
 
+/// Proves S18, S21 of docs/semantics.md.
 #[test]
 fn a_storage_node_is_killed_and_catches_up_when_it_returns() {
     let mut cluster = Cluster::start().unwrap();
@@ -109,6 +111,7 @@ fn a_storage_node_is_killed_and_catches_up_when_it_returns() {
     check_all(&cluster, &files);
 }
 
+/// Proves S18, S19 of docs/semantics.md.
 #[test]
 fn everything_is_killed_at_once_and_everything_acknowledged_is_there() {
     let mut cluster = Cluster::start().unwrap();
@@ -119,6 +122,7 @@ fn everything_is_killed_at_once_and_everything_acknowledged_is_there() {
     check_all(&cluster, &files);
 }
 
+/// Proves S23 of docs/semantics.md.
 #[test]
 fn a_storage_node_that_hangs_holds_nobody_up() {
     let cluster = Cluster::start().unwrap();
@@ -132,6 +136,7 @@ fn a_storage_node_that_hangs_holds_nobody_up() {
     check_all(&cluster, &files);
 }
 
+/// Proves S4 of docs/semantics.md.
 #[test]
 fn an_interrupted_put_goes_on_where_it_stopped() {
     let cluster = Cluster::start().unwrap();

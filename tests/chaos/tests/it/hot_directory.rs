@@ -65,6 +65,7 @@ async fn write(session: Session, writer: usize) -> Vec<u64> {
     shared_versions
 }
 
+/// Proves S1, S9, S11, S12, S14 of docs/semantics.md.
 #[test]
 fn two_clients_with_64_writers_lose_nothing_and_see_no_half_rename() {
     let cluster = Cluster::start().unwrap();
