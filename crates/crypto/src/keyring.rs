@@ -38,11 +38,12 @@ mod recovery;
 pub use recovery::RecoveryCode;
 
 /// The most pins a keyring holds.
-pub const PINS_MAX: usize = 1024;
+pub const PINS_MAX: usize = 768;
 /// The most wraps a keyring has.
 pub const WRAPS_MAX: usize = 16;
-/// The largest encoded sealed keyring: 1024 pins of at most 68 bytes, padded, and the wraps.
-pub const KEYRING_BYTES_MAX: usize = 96 * 1024;
+/// The largest encoded sealed keyring: 768 pins of at most 68 bytes, padded, and the wraps; as much
+/// as the payload of an op may have.
+pub const KEYRING_BYTES_MAX: usize = 64 * 1024;
 
 const COMMITMENT_BYTES: usize = 32;
 const KEYRING_KEY_BYTES: usize = 32;

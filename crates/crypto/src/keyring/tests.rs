@@ -180,6 +180,7 @@ fn a_full_keyring_fits_its_bound() {
     let code = RecoveryCode::generate();
     let blob = sealed(&keyring, &code).encode();
     assert!(blob.len() <= KEYRING_BYTES_MAX, "{}", blob.len());
+    const { assert!(KEYRING_BYTES_MAX <= coffer_model::bundle::PAYLOAD_BYTES_MAX) };
     let read = SealedKeyring::decode(&blob).unwrap();
     assert!(read.open_with_recovery(&owner(), &code).is_ok());
     keyring.pins.push(longest);
