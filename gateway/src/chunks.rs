@@ -19,6 +19,7 @@ use coffer_proto::v1 as pb;
 use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
+use coffer_service::call::contained;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::status::{is_retryable, reason_of, relayed, status, status_with_retry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -208,7 +209,7 @@ impl ChunkService for Chunks {
             positions_of.insert(node.id, positions);
             let (answers, room) = (answers.clone(), Arc::clone(&room));
             self.shutdown.spawn("put to a storage node", async move {
-                let stored = client(node.channel).put_chunks(request).await;
+                let stored = contained(client(node.channel).put_chunks(request)).await;
                 drop((node_room, room));
                 // Nobody listens any more once enough nodes have answered.
                 let _ = answers.send((node.id, stored.map(|it| it.into_inner().stored))).await;
@@ -271,7 +272,9 @@ impl ChunkService for Chunks {
                     chunk_ids: positions.iter().map(|at| chunk_ids[*at].clone()).collect(),
                 };
                 let request = with_proof(message, &proof);
-                async move { (node.id, positions, client(node.channel).get_chunks(request).await) }
+                async move {
+                    (node.id, positions, contained(client(node.channel).get_chunks(request)).await)
+                }
             });
             for (node, positions, answer) in futures_util::future::join_all(calls).await {
                 match answer {
@@ -315,7 +318,7 @@ impl ChunkService for Chunks {
                 chunk_ids: positions.iter().map(|at| chunk_ids[*at].clone()).collect(),
             };
             let request = with_proof(message, &proof);
-            async move { (positions, client(node.channel).renew_receipts(request).await) }
+            async move { (positions, contained(client(node.channel).renew_receipts(request)).await) }
         });
         let mut gathered = Gathered::new(ids.len());
         let mut failures = Vec::new();

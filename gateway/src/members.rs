@@ -17,6 +17,7 @@ use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::directory_service_server::DirectoryService;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
+use coffer_service::call::contained;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
 use coffer_service::peer::PeerId;
 use coffer_service::status::{relayed, status};
@@ -67,7 +68,7 @@ impl Members {
         let mut last = status(Code::Unavailable, "NO_MEMBER", "the cluster has no members", &[]);
         for turn in 0..self.channels.len() {
             let at = (first + turn) % self.channels.len();
-            let answer = call(self.channels[at].clone()).await;
+            let answer = contained(call(self.channels[at].clone())).await;
             match answer.map_err(|failure| relayed(&failure)) {
                 // Nobody there, no leader known, or no answer in time.
                 Err(error)

@@ -10,6 +10,7 @@ use coffer_metadata_core::{TableError, Tables};
 use coffer_model::id::{ClusterId, MemberId, PrincipalId};
 use coffer_model::session::{CLOCK_SKEW_MS_MAX, PROOF_HEADER, SessionProof};
 use coffer_service::cache::BoundedCache;
+use coffer_service::call::contained;
 use coffer_service::server::peer_of;
 use coffer_service::status::{status, status_with_retry};
 use tonic::metadata::MetadataMap;
@@ -117,7 +118,7 @@ impl Door {
         }
         let mark = "1".parse().expect("a digit is a header value");
         passed.metadata_mut().insert(FORWARDED_HEADER, mark);
-        match call(channel, passed).await {
+        match contained(call(channel, passed)).await {
             Ok(answer) => Ok(Response::new(answer.into_inner())),
             Err(error) if std::error::Error::source(&error).is_some() => {
                 // The connection failed: that member is not there, and may not lead any more.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use coffer_model::encoding::Malformed;
 use coffer_model::id::MemberId;
 use coffer_proto::internal as pb;
+use coffer_service::call::contained;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
@@ -82,7 +83,8 @@ impl RaftNetwork<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failure> {
         let message = pb::AppendRequest { message: encode_append(&rpc).into() };
-        let answer = self.client()?.append(with_deadline(message, &option)).await;
+        let mut client = self.client()?;
+        let answer = contained(client.append(with_deadline(message, &option))).await;
         let answer = answer.map_err(|status| unreachable(&status))?.into_inner();
         self.peers.note_answer(self.target);
         decode_append_answer(&answer.message).map_err(garbled)
@@ -94,7 +96,8 @@ impl RaftNetwork<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<VoteResponse<u64>, Failure> {
         let message = pb::VoteRequest { message: encode_vote_request(&rpc).into() };
-        let answer = self.client()?.vote(with_deadline(message, &option)).await;
+        let mut client = self.client()?;
+        let answer = contained(client.vote(with_deadline(message, &option))).await;
         let answer = answer.map_err(|status| unreachable(&status))?.into_inner();
         decode_vote_answer(&answer.message).map_err(garbled)
     }

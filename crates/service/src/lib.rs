@@ -5,6 +5,7 @@
 //! subscriber, and starts no task that its caller did not ask for.
 
 pub mod cache;
+pub mod call;
 pub mod channel;
 pub mod config;
 pub mod files;

@@ -242,16 +242,4 @@ mod tests {
             assert_eq!(is_retryable(&status), expected, "{status:?}");
         }
     }
-
-    /// FIXME: tonic 0.14.9 panics on details that are not base64, in the task that reads the answer.
-    /// A hostile server can so end one call of a client, no more. When this test fails, tonic has
-    /// been mended, and the test can go.
-    #[test]
-    #[should_panic(expected = "expected base64 encoded value")]
-    fn details_that_are_not_base64_panic_in_tonic() {
-        let mut headers = http::HeaderMap::new();
-        headers.insert("grpc-status", http::HeaderValue::from_static("5"));
-        headers.insert("grpc-status-details-bin", http::HeaderValue::from_static("!!!"));
-        let _ = Status::from_header_map(&headers);
-    }
 }

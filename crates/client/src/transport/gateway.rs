@@ -14,6 +14,7 @@ use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
+use coffer_service::call::contained;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
 use coffer_service::retry::{Backoff, Jitter, Verdict};
 use coffer_service::tls::client_config_without_certificate;
@@ -112,7 +113,7 @@ impl GatewayTransport {
                 let proof = MetadataValue::from_bytes(&session.proof());
                 request.metadata_mut().insert_bin(PROOF_HEADER, proof);
             }
-            let answer = match tokio::time::timeout(timeout, send(request)).await {
+            let answer = match tokio::time::timeout(timeout, contained(send(request))).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded("no answer in time"),
