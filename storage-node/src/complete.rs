@@ -185,7 +185,7 @@ impl<D: Disk> Completer<D> {
             used_bytes: totals.bytes,
             chunks: totals.shards,
             missing_chunks: self.store.index().count_missing(COUNTED_MAX),
-            fault: self.store.poison().map(|why| why.to_string()).unwrap_or_default(),
+            fault: self.store.fault().unwrap_or_default(),
         };
         let answer = self
             .ask_member(|mut member| {

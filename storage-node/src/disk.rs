@@ -1,12 +1,13 @@
 //! The few things the store asks of a file system, so that tests can put one under it that fails.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use coffer_service::files::{PRIVATE_FILE, create_private_dir, sync_directory};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 /// A folder of segment files.
 pub(crate) trait Disk: Send + Sync + 'static {
@@ -14,8 +15,9 @@ pub(crate) trait Disk: Send + Sync + 'static {
     type Segment: Segment;
     /// The numbers of all segments, ascending.
     fn segments(&self) -> io::Result<Vec<u64>>;
-    /// Makes a segment of `bytes` bytes of zeros; its name is durable when this returns.
-    fn create(&self, number: u64, bytes: u64) -> io::Result<Self::Segment>;
+    /// Makes a segment of `bytes` bytes that begins with `header`, and zeros behind it. All of it is
+    /// durable when this returns. If it fails, no segment has the number, or one that is whole.
+    fn create(&self, number: u64, bytes: u64, header: &[u8]) -> io::Result<Self::Segment>;
     /// Opens a segment.
     fn open(&self, number: u64) -> io::Result<Self::Segment>;
 }
@@ -32,6 +34,12 @@ pub(crate) trait Segment: Send + Sync + 'static {
     fn length(&self) -> io::Result<u64>;
 }
 
+/// A segment that is being made; a crash can leave it behind, the next one is made over it.
+const UNFINISHED: &str = "unfinished";
+/// What stays free beside a new segment. The index stands on the same volume: without room it fails,
+/// and does not open again, and then nothing can be read either.
+const SPARE_BYTES: u64 = 64 << 20;
+
 /// Segments as files `<number>.seg` in a folder.
 pub(crate) struct Folder(PathBuf);
 
@@ -42,8 +50,37 @@ impl Folder {
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.0.join(format!("{number:016}.seg"))
+        self.0.join(file_name(number))
     }
+
+    fn has_room(&self, bytes: u64) -> io::Result<bool> {
+        let volume = statvfs(&self.0)?;
+        let free = volume.f_bavail.saturating_mul(volume.f_frsize);
+        Ok(free >= bytes.saturating_add(SPARE_BYTES))
+    }
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:016}.seg")
+}
+
+fn number_of(name: &OsStr) -> Option<u64> {
+    let number = name.to_str()?.strip_suffix(".seg")?.parse().ok()?;
+    (name == file_name(number).as_str()).then_some(number)
+}
+
+fn make(path: &Path, bytes: u64, header: &[u8]) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(PRIVATE_FILE);
+    let file = options.open(path)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        // Not every file system reserves space; then the file is sparse.
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes)?,
+        other => other?,
+    }
+    file.write_all_at(header, 0)?;
+    file.sync_all()?;
+    Ok(file)
 }
 
 impl Disk for Folder {
@@ -52,28 +89,30 @@ impl Disk for Folder {
     fn segments(&self) -> io::Result<Vec<u64>> {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(&self.0)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(".seg"));
-            numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+            numbers.extend(number_of(&entry?.file_name()));
         }
         numbers.sort_unstable();
         Ok(numbers)
     }
 
-    fn create(&self, number: u64, bytes: u64) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(PRIVATE_FILE)
-            .open(self.path(number))?;
-        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-            // Not every file system reserves space; then the file is sparse.
-            Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes)?,
-            other => other?,
+    fn create(&self, number: u64, bytes: u64, header: &[u8]) -> io::Result<File> {
+        let (unfinished, path) = (self.0.join(UNFINISHED), self.path(number));
+        if path.try_exists()? {
+            return Err(io::ErrorKind::AlreadyExists.into());
         }
-        file.sync_all()?;
+        if !self.has_room(bytes)? {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let made = make(&unfinished, bytes, header).and_then(|file| {
+            // The name is the commit point: whatever has it is whole.
+            std::fs::rename(&unfinished, path)?;
+            Ok(file)
+        });
+        if made.is_err() {
+            // Best effort, to give the room back; the first error is the one worth telling.
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        let file = made?;
         sync_directory(&self.0)?;
         Ok(file)
     }

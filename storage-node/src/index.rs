@@ -13,6 +13,8 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch,
 };
 
+use crate::record::RECORD_HEADER_BYTES;
+
 const SHARDS: &str = "shards";
 const META: &str = "meta";
 const MISSING: &str = "missing";
@@ -20,6 +22,8 @@ const CURSOR: &[u8] = b"cursor";
 const TOTALS: &[u8] = b"totals";
 const OWNER: &[u8] = b"owner";
 const SEGMENT_PREFIX: u8 = b's';
+/// Rows of lost shards that are written at once; a whole segment's would take up much memory.
+const LOST_PER_BATCH: usize = 4096;
 
 /// Where a shard lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -31,6 +35,14 @@ pub(crate) struct Location {
     pub(crate) keep_until: LogTime,
     /// Found damaged: it counts as absent until it is written anew.
     pub(crate) quarantined: bool,
+}
+
+impl Location {
+    /// Where the shard ends in its segment.
+    pub(crate) fn end(&self) -> u64 {
+        let header = RECORD_HEADER_BYTES as u64;
+        self.offset.saturating_add(header).saturating_add(u64::from(self.length))
+    }
 }
 
 /// How much is here.
@@ -47,6 +59,10 @@ pub(crate) enum IndexError {
     Rocks(#[from] rocksdb::Error),
     #[error("the index holds bytes this software did not write: {0}")]
     Damaged(String),
+}
+
+fn damaged(why: impl std::fmt::Display) -> IndexError {
+    IndexError::Damaged(why.to_string())
 }
 
 pub(crate) struct Index {
@@ -90,9 +106,7 @@ impl Index {
 
     fn load<V: BorshDeserialize>(&self, family: &str, key: &[u8]) -> Result<Option<V>, IndexError> {
         let Some(bytes) = self.db.get_pinned_cf(self.family(family), key)? else { return Ok(None) };
-        decode("index value", &bytes)
-            .map(Some)
-            .map_err(|error| IndexError::Damaged(error.to_string()))
+        decode("index value", &bytes).map(Some).map_err(damaged)
     }
 
     /// Where a shard lies, quarantined or not.
@@ -106,6 +120,45 @@ impl Index {
 
     pub(crate) fn indexed(&self, segment: u64) -> Result<Option<u64>, IndexError> {
         self.load(META, &segment_key(segment))
+    }
+
+    /// The segments of which something is indexed, ascending.
+    pub(crate) fn segments(&self) -> Result<Vec<u64>, IndexError> {
+        let mode = IteratorMode::From(&[SEGMENT_PREFIX], rocksdb::Direction::Forward);
+        let mut numbers = Vec::new();
+        for row in self.db.iterator_cf(self.family(META), mode) {
+            let (key, _) = row?;
+            let Some((&SEGMENT_PREFIX, number)) = key.split_first() else { break };
+            let number = number.try_into().map_err(|_| damaged("a segment's key has 9 bytes"))?;
+            numbers.push(u64::from_be_bytes(number));
+        }
+        Ok(numbers)
+    }
+
+    /// The segment ends at `end`, and shards should stand beyond it: they are quarantined and noted
+    /// as missing, and nothing of the segment counts as indexed any more. Says how many they were.
+    pub(crate) fn lose(&self, segment: u64, end: u64) -> Result<u64, IndexError> {
+        let mut lost = 0;
+        let mut rows = WriteBatch::default();
+        for row in self.db.iterator_cf(self.family(SHARDS), IteratorMode::Start) {
+            let (key, value) = row?;
+            let shard: ShardKey = decode("shard key", &key).map_err(damaged)?;
+            let location: Location = decode("location", &value).map_err(damaged)?;
+            if location.segment != segment || location.end() <= end {
+                continue;
+            }
+            lost += 1;
+            let location = Location { quarantined: true, ..location };
+            rows.put_cf(self.family(SHARDS), key, encode(&location));
+            rows.put_cf(self.family(MISSING), shard.chunk.as_bytes(), encode(&0_u64));
+            if rows.len() >= LOST_PER_BATCH {
+                self.db.write(std::mem::take(&mut rows))?;
+            }
+        }
+        // This comes last: until then, the next start does it all again.
+        rows.delete_cf(self.family(META), segment_key(segment));
+        self.db.write(rows)?;
+        Ok(lost)
     }
 
     /// Whose index this is; none before the first start.
@@ -171,12 +224,8 @@ impl Index {
         let mut found = Vec::new();
         for row in self.db.iterator_cf(self.family(MISSING), mode).take(limit) {
             let (key, value) = row?;
-            let damaged = |error: String| IndexError::Damaged(error);
-            let chunk =
-                ChunkId::try_from(key.as_ref()).map_err(|error| damaged(error.to_string()))?;
-            let noticed =
-                decode("missing chunk", &value).map_err(|error| damaged(error.to_string()))?;
-            found.push((chunk, noticed));
+            let chunk = ChunkId::try_from(key.as_ref()).map_err(damaged)?;
+            found.push((chunk, decode("missing chunk", &value).map_err(damaged)?));
         }
         Ok(found)
     }

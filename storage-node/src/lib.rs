@@ -11,6 +11,8 @@ mod config;
 mod disk;
 mod door;
 mod index;
+#[cfg(test)]
+mod kit;
 mod record;
 mod run;
 mod serve;

@@ -40,6 +40,11 @@ pub(crate) struct Record {
     pub(crate) keep_until: LogTime,
 }
 
+/// A record with a right checksum and a version, kind or scheme that this software does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a later version of this software wrote to it")]
+pub(crate) struct UnknownRecord;
+
 fn checksum(parts: &[&[u8]]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
@@ -91,15 +96,25 @@ impl Record {
         header
     }
 
-    /// Reads a header; none if no record stands here.
-    pub(crate) fn parse(bytes: &[u8], segment: u64, offset: u64) -> Option<Self> {
-        let header: &[u8; RECORD_HEADER_BYTES] = bytes.try_into().ok()?;
+    /// Reads a header; none if no record stands here. What was written whole, and not by this
+    /// software, is an error: taken for the end, it would be written over.
+    pub(crate) fn parse(
+        bytes: &[u8],
+        segment: u64,
+        offset: u64,
+    ) -> Result<Option<Self>, UnknownRecord> {
+        let Ok(header) = <&[u8; RECORD_HEADER_BYTES]>::try_from(bytes) else { return Ok(None) };
         let sum = checksum(&[&header[..56], &segment.to_le_bytes(), &offset.to_le_bytes()]);
+        if header[..4] != RECORD_MAGIC.to_le_bytes() || header[56..] != sum {
+            return Ok(None);
+        }
+        Self::parse_fields(header).map(Some).ok_or(UnknownRecord)
+    }
+
+    fn parse_fields(header: &[u8; RECORD_HEADER_BYTES]) -> Option<Self> {
         let length = u32::from_le_bytes(header[8..12].try_into().ok()?);
-        let readable = header[..4] == RECORD_MAGIC.to_le_bytes()
-            && header[5] == RECORD_VERSION
+        let readable = header[5] == RECORD_VERSION
             && header[52] == 0
-            && header[56..] == sum
             && usize::try_from(length).is_ok_and(|length| length <= SEALED_BYTES_MAX);
         if !readable {
             return None;
@@ -118,3 +133,6 @@ impl Record {
         Some(Self { kind, key, length, keep_until })
     }
 }
+
+#[cfg(test)]
+mod tests;

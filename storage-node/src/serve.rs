@@ -85,7 +85,9 @@ fn store_status(error: StoreError) -> Status {
     let (code, reason) = match &error {
         StoreError::Poisoned(_) => (Code::Unavailable, "STORE_POISONED"),
         StoreError::Stopping => (Code::Unavailable, "STOPPING"),
-        StoreError::Read(_) => (Code::Unavailable, "DISK_FAILED"),
+        // Without a hint to try again: time alone makes no room.
+        StoreError::Full => (Code::ResourceExhausted, "DISK_FULL"),
+        StoreError::Disk(_) => (Code::Unavailable, "DISK_FAILED"),
         StoreError::Damaged(_) => (Code::DataLoss, "STORE_DAMAGED"),
     };
     status(code, reason, &error.to_string(), &[])

@@ -6,10 +6,12 @@
 //! goes on after the last good record: the first start and the one after a crash do the same.
 //!
 //! A write or sync that failed poisons the store: nobody knows what the disk kept, so it refuses
-//! further writes until it is started again. Reads go on.
+//! further writes until it is started again. Reads go on. A disk that is full is no such failure: what
+//! found no room is refused, and nothing is in doubt.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
@@ -34,6 +36,8 @@ const QUEUE_BYTES: usize = 32 << 20;
 const QUEUE_JOBS: usize = 4096;
 /// What one flush takes at most; the next one waits no longer than this takes to write.
 const FLUSH_BYTES: usize = 8 << 20;
+/// Records that a start indexes at once.
+const RECOVERED_PER_BATCH: usize = 16_384;
 /// Room that a job takes up beyond its bytes.
 const JOB_BYTES: usize = 256;
 
@@ -43,24 +47,27 @@ pub(crate) enum StoreError {
     /// An earlier write failed.
     #[error("this storage node's disk failed and it takes no writes until it is restarted: {0}")]
     Poisoned(Arc<str>),
+    /// There is no room for another segment.
+    #[error("this storage node's disk is full")]
+    Full,
     /// The store is stopping.
     #[error("this storage node is stopping")]
     Stopping,
-    /// A read failed.
-    #[error("cannot read from disk: {0}")]
-    Read(Arc<str>),
+    /// The disk failed, or the index on it, and no write is in doubt.
+    #[error("the disk failed: {0}")]
+    Disk(Arc<str>),
     /// The folder does not hold what it should.
     #[error("the chunk store is damaged: {0}")]
     Damaged(Arc<str>),
 }
 
-fn read_error(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Read(error.to_string().into())
+fn disk_error(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Disk(error.to_string().into())
 }
 
 impl From<IndexError> for StoreError {
     fn from(error: IndexError) -> Self {
-        read_error(error)
+        disk_error(error)
     }
 }
 
@@ -109,6 +116,8 @@ struct Shared<D: Disk> {
     index: Index,
     segments: RwLock<BTreeMap<u64, Arc<D::Segment>>>,
     poison: Mutex<Option<Arc<str>>>,
+    /// There was no room when a segment was last wanted.
+    is_full: AtomicBool,
     totals: Mutex<Totals>,
 }
 
@@ -139,9 +148,18 @@ impl<D: Disk> Store<D> {
         let mut totals = index.totals()?;
         let mut segments = BTreeMap::new();
         let mut end = None;
-        for number in disk.segments().map_err(read_error)? {
-            let segment = disk.open(number).map_err(read_error)?;
-            let at = recover(&index, &segment, number, &owner.node, &mut totals)?;
+        let numbers = disk.segments().map_err(disk_error)?;
+        for number in index.segments()? {
+            if numbers.binary_search(&number).is_err() {
+                let lost = index.lose(number, 0)?;
+                tracing::error!(segment = number, shards = lost, "a segment is gone");
+            }
+        }
+        for number in &numbers {
+            let number = *number;
+            let is_last = numbers.last() == Some(&number);
+            let segment = disk.open(number).map_err(disk_error)?;
+            let at = recover(&index, &segment, number, is_last, &owner.node, &mut totals)?;
             segments.insert(number, Arc::new(segment));
             end = Some((number, at));
         }
@@ -149,6 +167,7 @@ impl<D: Disk> Store<D> {
             index,
             segments: RwLock::new(segments),
             poison: Mutex::new(None),
+            is_full: AtomicBool::new(false),
             totals: Mutex::new(totals),
         });
         let (jobs, waiting) = mpsc::channel(QUEUE_JOBS);
@@ -157,7 +176,7 @@ impl<D: Disk> Store<D> {
         let thread = thread::Builder::new()
             .name("segment writer".to_owned())
             .spawn(move || writer.run(waiting))
-            .map_err(read_error)?;
+            .map_err(disk_error)?;
         let room = Arc::new(Semaphore::new(QUEUE_BYTES));
         Ok((Self { shared, jobs, room }, thread))
     }
@@ -213,11 +232,16 @@ impl<D: Disk> Store<D> {
         drop(segments);
         let segment = segment.ok_or_else(|| StoreError::Damaged("a segment is missing".into()))?;
         let at = location.offset + RECORD_HEADER_BYTES as u64;
-        let length = usize::try_from(location.length).map_err(read_error)?;
-        let bytes = segment.read(at, length).map_err(read_error)?;
-        match SealedChunk::check(*id, Bytes::from(bytes)) {
-            Ok(chunk) => Ok(Some(chunk.into_bytes())),
-            Err(_) => {
+        let length = usize::try_from(location.length).map_err(disk_error)?;
+        let checked = match segment.read(at, length) {
+            Ok(bytes) => SealedChunk::check(*id, Bytes::from(bytes)).ok(),
+            // The file has lost its end: that is damage, and not a disk that cannot be read.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => return Err(disk_error(error)),
+        };
+        match checked {
+            Some(chunk) => Ok(Some(chunk.into_bytes())),
+            None => {
                 tracing::error!(chunk = %id, segment = location.segment, "a stored chunk is damaged");
                 self.quarantine(key, location)?;
                 Ok(None)
@@ -248,79 +272,124 @@ impl<D: Disk> Store<D> {
         *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the store takes no writes, if it does not.
+    /// Why the store takes no writes, or not all, for people to read; none if it does.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let poison = self.poison().map(|why| why.to_string());
+        poison.or_else(|| {
+            self.shared.is_full.load(Ordering::Relaxed).then(|| StoreError::Full.to_string())
+        })
+    }
+
+    /// Why the store takes no writes at all until it is started again, if it does not.
     pub(crate) fn poison(&self) -> Option<Arc<str>> {
         self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// Checks a segment's header and indexes what stands after its indexed offset. Gives the end of its
-/// last good record.
+/// last record.
 fn recover<S: Segment>(
     index: &Index,
     segment: &S,
     number: u64,
+    is_last: bool,
     node: &NodeId,
     totals: &mut Totals,
 ) -> Result<u64, StoreError> {
-    let length = segment.length().map_err(read_error)?;
-    let damaged = |why: String| StoreError::Damaged(format!("segment {number}: {why}").into());
-    if length < SEGMENT_HEADER_BYTES {
-        return Err(damaged("it is shorter than its header".to_owned()));
+    let damaged = |why: &str| StoreError::Damaged(format!("segment {number}: {why}").into());
+    let length = segment.length().map_err(disk_error)?;
+    let header = segment_header(number, node);
+    if length < SEGMENT_HEADER_BYTES || segment.read(0, 64).map_err(disk_error)? != header {
+        return Err(damaged("its header is not the one this node wrote"));
     }
-    let header = segment.read(0, 64).map_err(read_error)?;
-    if header.iter().all(|byte| *byte == 0) {
-        // A crash came between making the file and using it.
-        segment.write(0, &segment_header(number, node)).map_err(read_error)?;
-        segment.sync().map_err(read_error)?;
-    } else if header != segment_header(number, node) {
-        return Err(damaged("its header is not the one this node wrote".to_owned()));
-    }
-    let mut at = index.indexed(number)?.unwrap_or(SEGMENT_HEADER_BYTES);
-    let mut batch = IndexBatch::default();
+    let mut at = match index.indexed(number)? {
+        Some(indexed) if indexed <= length => indexed,
+        Some(indexed) => {
+            let lost = index.lose(number, length)?;
+            tracing::error!(
+                segment = number,
+                indexed,
+                length,
+                shards = lost,
+                "a segment has lost its end"
+            );
+            SEGMENT_HEADER_BYTES
+        }
+        None => SEGMENT_HEADER_BYTES,
+    };
     let mut fresh: BTreeMap<ShardKey, Location> = BTreeMap::new();
     while at + RECORD_HEADER_BYTES as u64 <= length {
-        let header = segment.read(at, RECORD_HEADER_BYTES).map_err(read_error)?;
-        let Some(record) = Record::parse(&header, number, at) else { break };
-        if at + record.size() > length {
-            break;
-        }
+        let header = segment.read(at, RECORD_HEADER_BYTES).map_err(disk_error)?;
+        let record = Record::parse(&header, number, at);
+        let record = record.map_err(|error| damaged(&error.to_string()))?;
+        let Some(record) = record.filter(|record| at + record.size() <= length) else { break };
         let standing = match fresh.get(&record.key) {
             Some(location) => Some(*location),
             None => index.location(&record.key)?,
         };
-        match record.kind {
-            Kind::Shard if payload_is_good(segment, &record, at).map_err(read_error)? => {
+        let payload = match record.kind {
+            Kind::Shard => good_payload(segment, &record, at).map_err(disk_error)?,
+            Kind::Extension => Some(Vec::new()),
+        };
+        let Some(payload) = payload else {
+            // The tail of a flush that nobody was told of, or bytes that have rotted since.
+            tracing::warn!(segment = number, offset = at, "a torn record is skipped");
+            at += record.size();
+            continue;
+        };
+        if is_last {
+            // It may stand in the system's cache only, even after a sync, if that one failed: what
+            // is not written again would then not be synced again either.
+            segment.write(at, &header).map_err(disk_error)?;
+            segment.write(at + RECORD_HEADER_BYTES as u64, &payload).map_err(disk_error)?;
+        }
+        let keep_until =
+            standing.map_or(record.keep_until, |it| it.keep_until.max(record.keep_until));
+        match (record.kind, standing) {
+            (Kind::Shard, _) => {
                 if standing.is_none() {
                     totals.shards += 1;
                     totals.bytes += u64::from(record.length);
                 }
-                fresh.insert(record.key, location_of(&record, number, at));
+                let location = location_of(&record, number, at);
+                fresh.insert(record.key, Location { keep_until, ..location });
             }
-            // The tail of a flush that nobody was told of, or bytes that have rotted since.
-            Kind::Shard => {
-                tracing::warn!(segment = number, offset = at, "a torn record is skipped")
+            (Kind::Extension, Some(location)) => {
+                fresh.insert(record.key, Location { keep_until, ..location });
             }
-            Kind::Extension => {
-                if let Some(location) = standing {
-                    let keep_until = location.keep_until.max(record.keep_until);
-                    fresh.insert(record.key, Location { keep_until, ..location });
-                }
-            }
+            (Kind::Extension, None) => {}
         }
         at += record.size();
+        if fresh.len() >= RECOVERED_PER_BATCH {
+            settle(index, segment, number, at, std::mem::take(&mut fresh), *totals)?;
+        }
     }
-    batch.shards = fresh.into_iter().collect();
-    batch.totals = Some(*totals);
-    batch.indexed.push((number, at));
-    index.write(&batch)?;
+    settle(index, segment, number, at, fresh, *totals)?;
     Ok(at)
 }
 
-fn payload_is_good<S: Segment>(segment: &S, record: &Record, at: u64) -> io::Result<bool> {
+/// Makes what a start has read durable, and then indexes it.
+fn settle<S: Segment>(
+    index: &Index,
+    segment: &S,
+    number: u64,
+    at: u64,
+    fresh: BTreeMap<ShardKey, Location>,
+    totals: Totals,
+) -> Result<(), StoreError> {
+    if !fresh.is_empty() {
+        segment.sync().map_err(disk_error)?;
+    }
+    let shards = fresh.into_iter().collect();
+    let batch = IndexBatch { shards, totals: Some(totals), indexed: vec![(number, at)] };
+    Ok(index.write(&batch)?)
+}
+
+/// The bytes behind a record's header, if they are those of its chunk.
+fn good_payload<S: Segment>(segment: &S, record: &Record, at: u64) -> io::Result<Option<Vec<u8>>> {
     let length = usize::try_from(record.length).map_err(io::Error::other)?;
     let bytes = segment.read(at + RECORD_HEADER_BYTES as u64, length)?;
-    Ok(SealedChunk::check(record.key.chunk, bytes).is_ok())
+    Ok(SealedChunk::check(record.key.chunk, bytes).ok().map(SealedChunk::into_bytes))
 }
 
 fn location_of(record: &Record, segment: u64, offset: u64) -> Location {
@@ -341,6 +410,19 @@ struct Writer<D: Disk> {
     /// The segment that is written to, and where.
     end: Option<(u64, u64)>,
     totals: Totals,
+}
+
+/// Why an item was not taken.
+#[derive(Debug)]
+enum FlushError {
+    /// There is no room for another segment. Nothing is in doubt.
+    Full,
+    /// The disk failed, and nobody knows what it kept.
+    Failed(String),
+}
+
+fn failed(error: impl std::fmt::Display) -> FlushError {
+    FlushError::Failed(error.to_string())
 }
 
 /// What is written but not yet synced.
@@ -367,7 +449,7 @@ impl<D: Disk> Writer<D> {
                 Ok(receipts) => {
                     for (job, receipts) in jobs.into_iter().zip(receipts) {
                         // A caller that went away does not want to know.
-                        let _ = job.reply.send(Ok(receipts));
+                        let _ = job.reply.send(receipts.ok_or(StoreError::Full));
                     }
                 }
                 Err(why) => {
@@ -392,17 +474,19 @@ impl<D: Disk> Writer<D> {
         }
     }
 
-    /// Appends what is new, makes it durable, indexes it, and only then makes receipts.
-    fn flush(&mut self, jobs: &[Job]) -> Result<Vec<Receipts>, String> {
+    /// Appends what is new, makes it durable, indexes it, and only then makes receipts: none for a
+    /// job that found no room.
+    fn flush(&mut self, jobs: &[Job]) -> Result<Vec<Option<Receipts>>, String> {
         let mut pending = Pending::default();
-        let mut held: Vec<Vec<Option<Held>>> = Vec::with_capacity(jobs.len());
+        let mut held: Vec<Option<Vec<Option<Held>>>> = Vec::with_capacity(jobs.len());
         let mut totals = self.totals;
         for job in jobs {
-            let mut of_job = Vec::with_capacity(job.items.len());
-            for item in &job.items {
-                of_job.push(self.take(item, job.keep_until, &mut pending, &mut totals)?);
+            match self.take_all(job, &mut pending, &mut totals) {
+                Ok(of_job) => held.push(Some(of_job)),
+                // What was taken of it before is kept, and nobody is told.
+                Err(FlushError::Full) => held.push(None),
+                Err(FlushError::Failed(why)) => return Err(why),
             }
-            held.push(of_job);
         }
         self.write_out(&mut pending)?;
         let batch = IndexBatch {
@@ -418,6 +502,16 @@ impl<D: Disk> Writer<D> {
         Ok(self.sign(held))
     }
 
+    fn take_all(
+        &mut self,
+        job: &Job,
+        pending: &mut Pending,
+        totals: &mut Totals,
+    ) -> Result<Vec<Option<Held>>, FlushError> {
+        let items = job.items.iter();
+        items.map(|item| self.take(item, job.keep_until, pending, totals)).collect()
+    }
+
     /// Puts one item into what is pending, and says what will be held once that is durable.
     fn take(
         &mut self,
@@ -425,11 +519,11 @@ impl<D: Disk> Writer<D> {
         keep_until: LogTime,
         pending: &mut Pending,
         totals: &mut Totals,
-    ) -> Result<Option<Held>, String> {
+    ) -> Result<Option<Held>, FlushError> {
         let key = item.key();
         let standing = match pending.batch.get(&key) {
             Some(location) => Some(*location),
-            None => self.shared.index.location(&key).map_err(|error| error.to_string())?,
+            None => self.shared.index.location(&key).map_err(failed)?,
         };
         let good = standing.filter(|location| !location.quarantined);
         let (record, bytes): (Record, &[u8]) = match (good, item) {
@@ -443,15 +537,16 @@ impl<D: Disk> Writer<D> {
                 (Record { kind: Kind::Extension, key, length, keep_until }, &[])
             }
             (None, Item::Put(chunk)) => {
-                let length =
-                    u32::try_from(chunk.bytes().len()).map_err(|error| error.to_string())?;
+                let length = u32::try_from(chunk.bytes().len()).map_err(failed)?;
+                // What is damaged may have been promised for longer.
+                let keep_until = standing.map_or(keep_until, |it| it.keep_until.max(keep_until));
                 (Record { kind: Kind::Shard, key, length, keep_until }, chunk.bytes())
             }
             (None, Item::Extend(_)) => return Ok(None),
         };
         let (segment, offset) = self.append(&record, bytes, pending)?;
         let location = match good {
-            Some(location) => Location { keep_until, ..location },
+            Some(location) => Location { keep_until: record.keep_until, ..location },
             None => {
                 if standing.is_none() {
                     totals.shards += 1;
@@ -461,7 +556,7 @@ impl<D: Disk> Writer<D> {
             }
         };
         pending.batch.insert(key, location);
-        Ok(Some(Held { shard: key, length: record.length, keep_until }))
+        Ok(Some(Held { shard: key, length: record.length, keep_until: record.keep_until }))
     }
 
     fn append(
@@ -469,20 +564,20 @@ impl<D: Disk> Writer<D> {
         record: &Record,
         bytes: &[u8],
         pending: &mut Pending,
-    ) -> Result<(u64, u64), String> {
+    ) -> Result<(u64, u64), FlushError> {
         let fits = self.end.is_some_and(|(_, at)| at + record.size() <= self.segment_bytes);
         if !fits {
-            self.write_out(pending)?;
+            self.write_out(pending).map_err(FlushError::Failed)?;
             self.next_segment()?;
         }
-        let (segment, offset) = self.end.ok_or("there is no segment")?;
+        let (segment, offset) = self.end.ok_or_else(|| failed("there is no segment"))?;
         if pending.buffer.is_empty() {
             pending.start = offset;
         }
         let begin = pending.buffer.len();
         pending.buffer.extend_from_slice(&record.header(segment, offset));
         pending.buffer.extend_from_slice(bytes);
-        let size = usize::try_from(record.size()).map_err(|error| error.to_string())?;
+        let size = usize::try_from(record.size()).map_err(failed)?;
         pending.buffer.resize(begin + size, 0);
         self.end = Some((segment, offset + record.size()));
         Ok((segment, offset))
@@ -501,12 +596,20 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    fn next_segment(&mut self) -> Result<(), String> {
+    fn next_segment(&mut self) -> Result<(), FlushError> {
         let number = self.end.map_or(0, |(number, _)| number + 1);
-        let failed = |error: io::Error| error.to_string();
-        let segment = self.disk.create(number, self.segment_bytes).map_err(failed)?;
-        segment.write(0, &segment_header(number, &self.owner.node)).map_err(failed)?;
-        segment.sync().map_err(failed)?;
+        let header = segment_header(number, &self.owner.node);
+        let made = self.disk.create(number, self.segment_bytes, &header);
+        let segment = made.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                if !self.shared.is_full.swap(true, Ordering::Relaxed) {
+                    tracing::error!("the disk is full; chunks are refused");
+                }
+                FlushError::Full
+            }
+            _ => failed(error),
+        })?;
+        self.shared.is_full.store(false, Ordering::Relaxed);
         let mut segments = self.shared.segments.write().unwrap_or_else(PoisonError::into_inner);
         segments.insert(number, Arc::new(segment));
         self.end = Some((number, SEGMENT_HEADER_BYTES));
@@ -519,8 +622,8 @@ impl<D: Disk> Writer<D> {
     }
 
     /// One signature for all that is held.
-    fn sign(&self, held: Vec<Vec<Option<Held>>>) -> Vec<Receipts> {
-        let all: Vec<&Held> = held.iter().flatten().flatten().collect();
+    fn sign(&self, held: Vec<Option<Vec<Option<Held>>>>) -> Vec<Option<Receipts>> {
+        let all: Vec<&Held> = held.iter().flatten().flatten().flatten().collect();
         let mut receipts = Vec::with_capacity(all.len());
         for part in all.chunks(RECEIPT_LEAVES_MAX) {
             let leaves: Vec<_> = part.iter().map(|held| held.leaf()).collect();
@@ -541,7 +644,8 @@ impl<D: Disk> Writer<D> {
         let mut receipts = receipts.into_iter();
         held.into_iter()
             .map(|of_job| {
-                of_job.into_iter().map(|held| held.and_then(|_| receipts.next())).collect()
+                let receipt = |held: Option<Held>| held.and_then(|_| receipts.next());
+                of_job.map(|of_job| of_job.into_iter().map(receipt).collect())
             })
             .collect()
     }

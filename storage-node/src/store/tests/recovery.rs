@@ -1,0 +1,375 @@
+//! What a start makes of what a crash, or worse, left behind.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::kit::copy;
+
+/// Histories that are tried; each takes about a second.
+const SEEDS: u64 = 10;
+
+/// What becomes of the bytes behind a cut.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// The file ends there.
+    Short,
+    /// They were never written: zeros.
+    Zeros,
+    /// They are something else.
+    Rubbish,
+}
+
+/// What is left of the index.
+#[derive(Clone, Copy, Debug)]
+enum Left {
+    /// All of it: it knows of the record that is cut.
+    All,
+    /// It does not know of the last flush, as after a power failure.
+    Older,
+    /// Nothing.
+    Nothing,
+}
+
+/// A volume with two chunks, and a third from a later flush as its last record.
+struct Case {
+    volume: Volume,
+    chunks: [SealedChunk<Bytes>; 3],
+    segment: Vec<u8>,
+    /// Where the last record begins, and ends.
+    from: u64,
+    to: u64,
+}
+
+impl Case {
+    fn new() -> Self {
+        let volume = Volume::new();
+        let chunks = [chunk(1, 300), chunk(2, 20), chunk(3, 5)];
+        let opened = volume.open();
+        opened.put(&chunks[..2], START).unwrap();
+        opened.close();
+        copy(&volume.index(), &volume.0.path().join("older"));
+        let opened = volume.open();
+        opened.put(&chunks[2..], START).unwrap();
+        let location = opened.store.index().location(&ShardKey::replica(chunks[2].id())).unwrap();
+        let location = location.unwrap();
+        opened.close();
+        copy(&volume.index(), &volume.0.path().join("all"));
+        let segment = std::fs::read(volume.segment(0)).unwrap();
+        Self { volume, chunks, segment, from: location.offset, to: location.end() }
+    }
+
+    fn set(&self, cut: Cut, at: u64, left: Left) {
+        let path = self.volume.segment(0);
+        std::fs::write(&path, &self.segment).unwrap();
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        let beyond = self.segment.len() - usize::try_from(at).unwrap();
+        match cut {
+            Cut::Short => file.set_len(at).unwrap(),
+            Cut::Zeros => file.write_all_at(&vec![0; beyond], at).unwrap(),
+            Cut::Rubbish => file.write_all_at(&vec![0xa5; beyond], at).unwrap(),
+        }
+        let index = self.volume.index();
+        std::fs::remove_dir_all(&index).unwrap();
+        match left {
+            Left::All => copy(&self.volume.0.path().join("all"), &index),
+            Left::Older => copy(&self.volume.0.path().join("older"), &index),
+            Left::Nothing => {}
+        }
+    }
+
+    /// What must hold after a cut inside the last record, whatever is left of the index.
+    fn check(&self) {
+        let [a, b, last] = &self.chunks;
+        let opened = self.volume.open();
+        opened.assert_has(&[a.clone(), b.clone()]);
+        // All of it or nothing; and what is not here is not promised.
+        assert!(!opened.store.has(&last.id()).unwrap(), "known before it is read");
+        assert_eq!(opened.extend(&[last.id()], START.plus_ms(HOUR)).unwrap(), [None]);
+        assert_eq!(opened.store.read(&last.id()).unwrap(), None);
+        let fourth = chunk(4, 50);
+        opened.put(&[last.clone(), fourth.clone()], START).unwrap();
+        opened.assert_has(&[a.clone(), b.clone(), last.clone(), fourth.clone()]);
+        assert_eq!(opened.store.totals().shards, 4);
+        opened.close();
+        // The segments alone say the same.
+        std::fs::remove_dir_all(self.volume.index()).unwrap();
+        let opened = self.volume.open();
+        opened.assert_has(&[a.clone(), b.clone(), last.clone(), fourth]);
+        assert_eq!(opened.store.totals().shards, 4);
+        opened.close();
+    }
+}
+
+fn check_every_cut(cut: Cut, left: Left) {
+    let case = Case::new();
+    for at in case.from..case.to {
+        case.set(cut, at, left);
+        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check()));
+        assert!(checked.is_ok(), "{cut:?} at {at} of {}..{}, index: {left:?}", case.from, case.to);
+    }
+}
+
+#[test]
+fn a_file_that_ends_in_its_last_record_and_an_older_index() {
+    check_every_cut(Cut::Short, Left::Older);
+}
+
+#[test]
+fn a_last_record_with_zeros_and_an_older_index() {
+    check_every_cut(Cut::Zeros, Left::Older);
+}
+
+#[test]
+fn a_last_record_with_rubbish_and_no_index() {
+    check_every_cut(Cut::Rubbish, Left::Nothing);
+}
+
+/// Worse than a crash: bytes that were synced are gone. They count as missing.
+#[test]
+fn a_file_that_lost_its_end() {
+    let case = Case::new();
+    for at in case.from..case.to {
+        case.set(Cut::Short, at, Left::All);
+        let opened = case.volume.open();
+        assert_eq!(opened.missing(), [case.chunks[2].id()], "cut at {at}");
+        opened.close();
+        case.check();
+    }
+}
+
+#[test]
+fn a_whole_tail_is_indexed_and_promised_as_before() {
+    let case = Case::new();
+    for left in [Left::Older, Left::Nothing] {
+        case.set(Cut::Zeros, case.to, left);
+        let opened = case.volume.open();
+        opened.assert_has(&case.chunks);
+        assert_eq!(opened.store.totals().shards, 3);
+        let kept = opened.extend(&ids(&case.chunks), START).unwrap();
+        assert!(kept.iter().all(|kept| kept.as_ref().unwrap().held.keep_until == START));
+        opened.close();
+    }
+}
+
+#[test]
+fn a_segment_that_is_gone_or_too_short_is_mended_by_the_siblings() {
+    for gone in [true, false] {
+        let volume = Volume::new();
+        let chunks: Vec<_> = (0..30).map(|at| chunk(at, 2000)).collect();
+        let opened = volume.open();
+        opened.put(&chunks, START).unwrap();
+        opened.close();
+        if gone {
+            std::fs::remove_file(volume.segment(1)).unwrap();
+        } else {
+            OpenOptions::new().write(true).open(volume.segment(1)).unwrap().set_len(5000).unwrap();
+        }
+        let opened = volume.open();
+        let missing = opened.missing();
+        let (lost, here): (Vec<_>, Vec<_>) =
+            chunks.iter().cloned().partition(|chunk| missing.contains(&chunk.id()));
+        assert_eq!(missing.len(), if gone { 7 } else { 5 });
+        assert_eq!(lost.len(), missing.len());
+        opened.assert_has(&here);
+        for chunk in &lost {
+            assert_eq!(opened.store.read(&chunk.id()).unwrap(), None);
+        }
+        opened.put(&lost, START).unwrap();
+        opened.assert_has(&chunks);
+        opened.close();
+        let opened = volume.open();
+        opened.assert_has(&chunks);
+        assert_eq!(opened.store.totals().shards, 30);
+        opened.close();
+    }
+}
+
+#[test]
+fn a_running_store_whose_file_is_cut_goes_on() {
+    let case = Case::new();
+    let opened = case.volume.open();
+    let file = OpenOptions::new().write(true).open(case.volume.segment(0)).unwrap();
+    file.set_len(case.to - 1).unwrap();
+    assert_eq!(opened.store.read(&case.chunks[2].id()).unwrap(), None);
+    assert_eq!(opened.missing(), [case.chunks[2].id()]);
+    opened.assert_has(&case.chunks[..2]);
+    opened.close();
+}
+
+#[test]
+fn what_another_version_wrote_is_not_written_over() {
+    let case = Case::new();
+    let before = std::fs::read(case.volume.segment(0)).unwrap();
+    // A record behind the last one, whole, of a kind this version does not know.
+    let record = Record {
+        kind: Kind::Extension,
+        key: ShardKey::replica(case.chunks[0].id()),
+        length: 300,
+        keep_until: START,
+    };
+    let at = case.to.next_multiple_of(8);
+    let mut header = record.header(0, at);
+    header[4] = 9;
+    let sum = blake3::Hasher::new()
+        .update(&header[..56])
+        .update(&0_u64.to_le_bytes())
+        .update(&at.to_le_bytes())
+        .finalize();
+    header[56..].copy_from_slice(&sum.as_bytes()[..16]);
+    let mut segment = before.clone();
+    let at = usize::try_from(at).unwrap();
+    segment[at..at + header.len()].copy_from_slice(&header);
+    // And a segment of a version, or with a header, that is not ours.
+    let mut versioned = before.clone();
+    versioned[8] = 2;
+    for bytes in [segment, versioned, before[..63].to_vec(), Vec::new()] {
+        std::fs::write(case.volume.segment(0), &bytes).unwrap();
+        let refused = case.volume.open_as(NODE).err().unwrap();
+        assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+        assert_eq!(std::fs::read(case.volume.segment(0)).unwrap(), bytes, "left as it is");
+    }
+}
+
+/// The bytes of docs/formats/segments.md, as version 1 of this software wrote them.
+#[test]
+fn a_segment_of_version_1_is_read_for_ever() {
+    let page = include_str!("../../../../docs/formats/segments.md");
+    let digits: Vec<&str> = page
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.len() >= 16 && line.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        .collect();
+    let digits = digits.concat();
+    let mut bytes: Vec<u8> = (0..digits.len() / 2)
+        .map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap())
+        .collect();
+    assert_eq!(bytes.len(), 64 + 80 + 72);
+    bytes.resize(4096, 0);
+    let volume = Volume::new();
+    std::fs::create_dir(volume.segments()).unwrap();
+    std::fs::write(volume.segment(1), &bytes).unwrap();
+    let opened = volume.open_as(NodeId::from_bytes([2; 16])).unwrap();
+    let abc = SealedChunk::hash(Bytes::from_static(b"abc")).unwrap();
+    opened.assert_has(std::slice::from_ref(&abc));
+    let location = opened.store.index().location(&ShardKey::replica(abc.id())).unwrap().unwrap();
+    assert_eq!(location.keep_until, LogTime::from_unix_ms(1_700_003_600_000));
+    assert_eq!((location.segment, location.offset, location.length), (1, 64, 3));
+    assert_eq!(opened.store.index().indexed(1).unwrap(), Some(64 + 80 + 72));
+    opened.close();
+}
+
+/// A tail that nobody was told of can be read again much later, with an older promise than the one
+/// that was given since.
+#[test]
+fn the_latest_promise_of_all_records_counts() {
+    let volume = Volume::new();
+    let chunk = chunk(1, 16);
+    let mut segment = segment_header(0, &NODE).to_vec();
+    for (kind, hours) in
+        [(Kind::Shard, 2), (Kind::Extension, 3), (Kind::Shard, 1), (Kind::Extension, 1)]
+    {
+        let key = ShardKey::replica(chunk.id());
+        let record = Record { kind, key, length: 16, keep_until: START.plus_ms(hours * HOUR) };
+        segment.extend(record.header(0, segment.len() as u64));
+        segment.extend_from_slice(if kind == Kind::Shard { chunk.bytes() } else { b"" });
+    }
+    std::fs::create_dir(volume.segments()).unwrap();
+    std::fs::write(volume.segment(0), segment).unwrap();
+    let opened = volume.open();
+    opened.assert_has(std::slice::from_ref(&chunk));
+    let kept = opened.extend(&[chunk.id()], START).unwrap();
+    assert_eq!(kept[0].as_ref().unwrap().held.keep_until, START.plus_ms(3 * HOUR));
+    assert_eq!(opened.store.totals(), Totals { shards: 1, bytes: 16 });
+    opened.close();
+}
+
+/// Goal: no receipt for what stands in the system's cache only. Method: a sync fails, the process is
+/// started again and finds the bytes in the cache; the chunk comes again; then the power goes.
+#[test]
+fn what_a_start_finds_is_durable_before_it_is_promised() {
+    for fault in [Fault::Sync, Fault::WriteReported] {
+        let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
+        let chunks = [chunk(1, 1000), chunk(2, 5000)];
+        let opened = open(platter.clone(), index.path(), SMALL);
+        opened.put(&[chunk(0, 10)], START).unwrap();
+        platter.fail(Some(fault));
+        opened.put(&chunks, START).unwrap_err();
+        platter.fail(None);
+        opened.close();
+        let opened = open(platter.clone(), index.path(), SMALL);
+        opened.put(&chunks, START).unwrap();
+        opened.close();
+        // Nothing waits for a sync, or none of it is kept.
+        platter.lose_power(&mut Dice(u64::MAX));
+        let opened = open(platter.clone(), index.path(), SMALL);
+        opened.assert_has(&chunks);
+        opened.close();
+    }
+}
+
+/// Goal: nothing acknowledged is ever lost. Method: puts and renewals on a disk that fails at random,
+/// restarts, power failures that keep any of the unsynced sectors, and indexes that are older or gone,
+/// against a map of what was acknowledged. A failure names the seed.
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens() {
+    for seed in 1..=SEEDS {
+        let told = std::panic::catch_unwind(|| simulate(seed));
+        assert!(told.is_ok(), "seed {seed}");
+    }
+}
+
+fn simulate(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let (platter, volume) = (Platter::default(), tempfile::tempdir().unwrap());
+    let (index, older) = (volume.path().join("index"), volume.path().join("older"));
+    let pool: Vec<_> =
+        (0..24).map(|at| chunk(at, usize::try_from(dice.below(3000) + 1).unwrap())).collect();
+    let mut acknowledged: BTreeMap<ChunkId, LogTime> = BTreeMap::new();
+    let mut now = START;
+    for _ in 0..12 {
+        let opened = open(platter.clone(), &index, SMALL);
+        for chunk in &pool {
+            let Some(until) = acknowledged.get(&chunk.id()) else { continue };
+            opened.assert_has(std::slice::from_ref(chunk));
+            let row = opened.store.index().location(&ShardKey::replica(chunk.id())).unwrap();
+            assert!(row.unwrap().keep_until >= *until, "a promise is shorter than it was");
+        }
+        let ends_badly = dice.below(3) > 0;
+        for step in 0..8 {
+            now = now.plus_ms(dice.below(HOUR));
+            if ends_badly && step == 7 {
+                let faults = [Fault::Write, Fault::WriteReported, Fault::Sync, Fault::SyncReported];
+                platter.fail(Some(faults[usize::try_from(dice.below(4)).unwrap()]));
+            }
+            let some: Vec<_> = pool.iter().filter(|_| dice.below(4) == 0).cloned().collect();
+            let receipts = if dice.below(4) == 0 {
+                opened.extend(&ids(&some), now).map(|it| it.into_iter().flatten().collect())
+            } else {
+                opened.put(&some, now)
+            };
+            for receipt in receipts.unwrap_or_default() {
+                let until = acknowledged.entry(receipt.held.shard.chunk).or_insert(LogTime::ZERO);
+                *until = (*until).max(receipt.held.keep_until);
+            }
+        }
+        platter.fail(None);
+        opened.close();
+        if dice.below(2) == 0 {
+            platter.lose_power(&mut dice);
+        }
+        match dice.below(4) {
+            0 => std::fs::remove_dir_all(&index).unwrap(),
+            1 if older.exists() => {
+                std::fs::remove_dir_all(&index).unwrap();
+                copy(&older, &index);
+            }
+            _ => {
+                let _ = std::fs::remove_dir_all(&older);
+                copy(&index, &older);
+            }
+        }
+    }
+    assert!(acknowledged.len() > 10);
+}
