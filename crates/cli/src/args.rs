@@ -72,6 +72,17 @@ pub(crate) struct PasswordArgs {
     pub(crate) password_file: Option<PathBuf>,
 }
 
+/// What `find` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum FindKind {
+    /// Files
+    F,
+    /// Directories
+    D,
+    /// Symbolic links
+    L,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a user, print its recovery code, and log in
@@ -90,6 +101,16 @@ pub(crate) enum Command {
     },
     /// End the session
     Logout,
+    /// Change the password; the recovery code stays the same
+    Passwd {
+        /// The user; default: who is logged in
+        name: Option<String>,
+        #[command(flatten)]
+        password: PasswordArgs,
+        /// Read the new password from the first line of a file. Else a prompt
+        #[arg(long, value_name = "FILE")]
+        new_password_file: Option<PathBuf>,
+    },
     /// Who is logged in, where, and until when
     Whoami,
     /// Store a file, a directory (-r), or standard input (-)
@@ -150,6 +171,47 @@ pub(crate) enum Command {
         #[arg(long)]
         deleted: bool,
     },
+    /// Draw a directory and everything below it
+    Tree {
+        /// Remote path
+        #[arg(default_value = "/")]
+        path: String,
+        /// No deeper than this many levels
+        #[arg(short = 'L', long, value_name = "LEVELS", default_value_t = usize::MAX, hide_default_value = true)]
+        depth: usize,
+    },
+    /// Find names below a directory; names are searched on this machine, no server sees them
+    Find {
+        /// Remote path
+        #[arg(default_value = "/")]
+        path: String,
+        /// Only names that match a pattern of `*`, `?` and `[…]`
+        #[arg(short, long, value_name = "PATTERN")]
+        name: Option<String>,
+        /// The pattern does not tell capitals from small letters
+        #[arg(short, long, requires = "name")]
+        ignore_case: bool,
+        /// Only this kind: f (file), d (directory), l (symbolic link)
+        #[arg(short = 't', long = "type", value_name = "KIND")]
+        kind: Option<FindKind>,
+        /// Only files of at least this many bytes
+        #[arg(long, value_name = "BYTES")]
+        min_size: Option<u64>,
+        /// Only files of at most this many bytes
+        #[arg(long, value_name = "BYTES")]
+        max_size: Option<u64>,
+    },
+    /// Sum up sizes of current versions, directory by directory
+    Du {
+        /// Remote path
+        #[arg(default_value = "/")]
+        path: String,
+        /// Only the sum
+        #[arg(short, long)]
+        summarize: bool,
+    },
+    /// How much room the storage nodes have
+    Df,
     /// Everything about one file or directory
     Stat {
         /// Remote path

@@ -13,11 +13,13 @@ use coffer_client::{
 use coffer_model::chunk::ChunkClass;
 use coffer_model::name::{FileName, RemotePath, UserName};
 use coffer_model::object::Kind;
+use coffer_proto::v1::GetStatusResponse;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt, stdout};
 
 use crate::args::{Command, Global, PasswordArgs};
 use crate::exit::Partial;
+use crate::look::Wanted;
 use crate::output;
 use crate::password;
 use crate::progress::Progress;
@@ -30,6 +32,10 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
         Command::Login { name, password } => return context.login(&name, &password).await,
         Command::Version => return context.version().await,
         Command::Status => return context.status().await,
+        Command::Df => return context.df().await,
+        Command::Passwd { name, password, new_password_file } => {
+            return context.passwd(name.as_deref(), &password, new_password_file).await;
+        }
         Command::Logout => return context.logout().await,
         _ => {}
     }
@@ -42,8 +48,8 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
 }
 
 /// What all commands share.
-struct Console {
-    global: Global,
+pub(crate) struct Console {
+    pub(crate) global: Global,
 }
 
 impl Listener for Progress {
@@ -64,7 +70,7 @@ impl Listener for Progress {
     }
 }
 
-fn path(text: &str) -> Result<RemotePath, ClientError> {
+pub(crate) fn path(text: &str) -> Result<RemotePath, ClientError> {
     text.parse().map_err(|error: coffer_model::name::NameError| ClientError::InvalidName {
         name: text.to_owned(),
         why: error,
@@ -113,7 +119,7 @@ impl Console {
     }
 
     /// Shows JSON or text.
-    fn show(&self, value: &Value, text: &str) {
+    pub(crate) fn show(&self, value: &Value, text: &str) {
         if self.global.json { output::json(value) } else { output::line(text) }
     }
 
@@ -165,12 +171,36 @@ impl Console {
         Ok(())
     }
 
-    async fn status(&self) -> Result<()> {
-        let status = match self.session() {
-            Ok(session) => session.status().await?,
-            // The state of a cluster is no secret; nobody needs to be logged in to see it.
-            Err(_) => self.engine().await?.status().await?,
+    async fn passwd(
+        &self,
+        name: Option<&str>,
+        old: &PasswordArgs,
+        new: Option<PathBuf>,
+    ) -> Result<()> {
+        let (name, engine) = match name {
+            Some(name) => (user_name(name)?, self.engine().await?),
+            None => {
+                let state = self.file()?.load()?;
+                (state.name().clone(), Engine::of_session(&state, StateDir::standard()?)?)
+            }
         };
+        let old = password::read(old, false)?;
+        let new = password::read_new(new.as_deref())?;
+        engine.change_password(&name, &old, &new).await?;
+        self.told(&json!({ "user": name.as_str() }), &format!("{name} has a new password"));
+        Ok(())
+    }
+
+    /// The state of a cluster is no secret; nobody needs to be logged in to see it.
+    pub(crate) async fn cluster_status(&self) -> Result<GetStatusResponse> {
+        match self.session() {
+            Ok(session) => Ok(session.status().await?),
+            Err(_) => Ok(self.engine().await?.status().await?),
+        }
+    }
+
+    async fn status(&self) -> Result<()> {
+        let status = self.cluster_status().await?;
         self.show(&output::status_json(&status), &output::status_text(&status));
         Ok(())
     }
@@ -215,6 +245,12 @@ impl Console {
                 print_file(session, &path(&from)?, version).await
             }
             Command::Ls { path: of, long, deleted } => self.ls(session, &of, long, deleted).await,
+            Command::Tree { path: of, depth } => self.tree(session, &of, depth).await,
+            Command::Find { path: of, name, ignore_case, kind, min_size, max_size } => {
+                let wanted = Wanted { name, ignore_case, kind, min_size, max_size };
+                self.find(session, &of, wanted).await
+            }
+            Command::Du { path: of, summarize } => self.du(session, &of, summarize).await,
             Command::Stat { path: of } => {
                 let stat = session.stat(&path(&of)?).await?;
                 self.show(&output::stat_json(&stat), &output::stat_text(&of, &stat));

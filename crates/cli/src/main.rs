@@ -6,6 +6,7 @@ mod commands;
 mod dev;
 mod exit;
 mod found;
+mod look;
 mod output;
 mod password;
 mod progress;

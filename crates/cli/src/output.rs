@@ -40,6 +40,15 @@ pub(crate) const fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
+/// What stands behind a name, so that its kind shows.
+pub(crate) const fn entry_mark(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Directory => "/",
+        Kind::Symlink => "@",
+        _ => "",
+    }
+}
+
 pub(crate) fn stat_json(stat: &Stat) -> Value {
     json!({
         "inode": stat.inode.map(|inode| inode.to_string()),
@@ -62,11 +71,6 @@ pub(crate) fn entry_json(entry: &EntryInfo) -> Value {
 }
 
 pub(crate) fn entry_line(entry: &EntryInfo, long: bool) -> String {
-    let mark = match entry.stat.kind {
-        Kind::Directory => "/",
-        Kind::Symlink => "@",
-        _ => "",
-    };
     let mut text = String::new();
     if long {
         let letter = match entry.stat.kind {
@@ -79,7 +83,7 @@ pub(crate) fn entry_line(entry: &EntryInfo, long: bool) -> String {
         let _ = write!(text, "{letter}{mode} {size:>12} {} ", time_text(entry.stat.mtime_ns));
     }
     text += entry.name.as_str();
-    text += mark;
+    text += entry_mark(entry.stat.kind);
     if let Some(target) = entry.stat.target.as_ref().filter(|_| long) {
         let _ = write!(text, " -> {}", String::from_utf8_lossy(target));
     }

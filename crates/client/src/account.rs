@@ -74,6 +74,13 @@ impl Engine {
         Ok(Self { transport, pinned, state_dir })
     }
 
+    /// The cluster a session is of.
+    pub fn of_session(state: &SessionState, state_dir: StateDir) -> Result<Self, ClientError> {
+        let pinned = state.pinned.clone();
+        let transport = Arc::new(pinned.transport()?);
+        Ok(Self { transport, pinned, state_dir })
+    }
+
     /// The cluster `pinned`, over a given transport.
     pub fn over(transport: Arc<dyn Transport>, pinned: Pinned, state_dir: StateDir) -> Self {
         Self { transport, pinned, state_dir }
@@ -96,22 +103,12 @@ impl Engine {
         password: &str,
     ) -> Result<Registered, ClientError> {
         let password = parse_password(password)?;
-        let (state, message) = registration_start(&password)?;
-        let request =
-            pb::StartRegistrationRequest { name: name.to_string(), message: message.into() };
-        let answer = self.transport.start_registration(request).await;
-        let answer = answer.map_err(|status| ClientError::of_status(&status))?;
+        let (login_record, export_key, answer) = self.new_login(name, password).await?;
         if !answer.open_registration {
             return Err(ClientError::InviteRequired);
         }
         let clock = LogClock::default();
         clock.note(answer.log_time_ms);
-        let identity = LoginIdentity { cluster: self.pinned.cluster, name: name.clone() };
-        let finished = tokio::task::spawn_blocking(move || {
-            registration_finish(state, &password, &answer.message, &identity)
-        });
-        let (login_record, export_key) = finished.await.map_err(|_| ClientError::Stopped)??;
-
         let registration = Registration::new(self.pinned.cluster, name, login_record, &export_key)?;
         let by = Signing {
             transport: self.transport.as_ref(),
@@ -137,10 +134,56 @@ impl Engine {
         name: &UserName,
         password: &str,
     ) -> Result<SessionState, ClientError> {
+        let account = self.account(name, password).await?;
+        self.begin_session(name, &account.user.leaf, account.opened, &account.clock).await
+    }
+
+    /// Gives the user another password. Sessions stay open, the recovery code stays good, and the old
+    /// password opens nothing that is stored from now on.
+    pub async fn change_password(
+        &self,
+        name: &UserName,
+        old: &str,
+        new: &str,
+    ) -> Result<(), ClientError> {
+        let new = parse_password(new)?;
+        let account = self.account(name, old).await?;
+        let (login_record, export_key, _) = self.new_login(name, new).await?;
+        let Account { user, sealed, opened, clock } = account;
+        let cluster = self.pinned.cluster;
+        let owner = KeyringOwner { cluster, principal: user.leaf.principal };
+        let keyring = sealed.with_password(&owner, &opened, &export_key)?.encode();
+        let leaf = UserLeaf {
+            keyring: payload_hash(&keyring),
+            keyring_epoch: user.leaf.keyring_epoch + 1,
+            login_record: payload_hash(&login_record),
+            ..user.leaf.clone()
+        };
+        let change = Change { key: name.clone(), expected: Some(user.hash), leaf };
+        let op = PlannedOp::new(Op::UpdateUser { user: change }, vec![keyring, login_record]);
+        let by = Signing {
+            transport: self.transport.as_ref(),
+            session: None,
+            cluster,
+            principal: user.leaf.principal,
+            author: Author::Identity,
+            clock: &clock,
+            vaults: Vec::new(),
+        };
+        let (mut outcomes, _) = submit(&by, &opened.keyring.identity, vec![op]).await?;
+        match outcomes.pop() {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(rejection)) => Err(ClientError::rejected(rejection, name.as_str())),
+            None => Err(ClientError::Stopped),
+        }
+    }
+
+    /// The account of a user who can prove the password.
+    async fn account(&self, name: &UserName, password: &str) -> Result<Account, ClientError> {
         let mut attempt = 1;
-        let (user, opened, clock) = loop {
+        loop {
             match self.prove_password(name, password).await {
-                Ok(done) => break done,
+                Ok(account) => return Ok(account),
                 Err(LoginStop::BeginAnew(status)) if attempt < LOGIN_ATTEMPTS => {
                     tracing::debug!(code = ?status.code(), "a login begins anew");
                     attempt += 1;
@@ -148,8 +191,28 @@ impl Engine {
                 Err(LoginStop::BeginAnew(status)) => return Err(ClientError::of_status(&status)),
                 Err(LoginStop::Failed(error)) => return Err(error),
             }
-        };
-        self.begin_session(name, &user.leaf, opened, &clock).await
+        }
+    }
+
+    /// Makes a login record for a new password with the server's help; gives also the key that wraps the
+    /// keyring, and what else the server said.
+    async fn new_login(
+        &self,
+        name: &UserName,
+        password: Password,
+    ) -> Result<(Vec<u8>, ExportKey, pb::StartRegistrationResponse), ClientError> {
+        let (state, message) = registration_start(&password)?;
+        let request =
+            pb::StartRegistrationRequest { name: name.to_string(), message: message.into() };
+        let answer = self.transport.start_registration(request).await;
+        let answer = answer.map_err(|status| ClientError::of_status(&status))?;
+        let identity = LoginIdentity { cluster: self.pinned.cluster, name: name.clone() };
+        let response = answer.message.clone();
+        let finished = tokio::task::spawn_blocking(move || {
+            registration_finish(state, &password, &response, &identity)
+        });
+        let (login_record, export_key) = finished.await.map_err(|_| ClientError::Stopped)??;
+        Ok((login_record, export_key, answer))
     }
 
     /// Opens a session with an opened keyring.
@@ -166,11 +229,7 @@ impl Engine {
     }
 
     /// Proves the password, and opens the keyring with what that gives.
-    async fn prove_password(
-        &self,
-        name: &UserName,
-        password: &str,
-    ) -> Result<(Checked<UserLeaf>, OpenKeyring, LogClock), LoginStop> {
+    async fn prove_password(&self, name: &UserName, password: &str) -> Result<Account, LoginStop> {
         let password = parse_password(password)?;
         let (state, message) = login_start(&password).map_err(ClientError::from)?;
         let request = pb::StartLoginRequest { name: name.to_string(), message: message.into() };
@@ -187,8 +246,7 @@ impl Engine {
         let answer = answer.map_err(LoginStop::of_status)?;
         let clock = LogClock::default();
         clock.note(answer.log_time_ms);
-        let (user, opened) = open_account(&self.pinned.cluster, name, &answer, &export_key)?;
-        Ok((user, opened, clock))
+        Ok(open_account(&self.pinned.cluster, name, &answer, &export_key, clock)?)
     }
 
     /// Signs a certificate for `key` and puts it into the log.
@@ -285,6 +343,14 @@ impl Engine {
     }
 }
 
+/// A user whose keyring is open.
+struct Account {
+    user: Checked<UserLeaf>,
+    sealed: SealedKeyring,
+    opened: OpenKeyring,
+    clock: LogClock,
+}
+
 /// Why a login stopped.
 enum LoginStop {
     /// The member that began it does not know it any more.
@@ -331,14 +397,15 @@ fn open_account(
     name: &UserName,
     answer: &pb::FinishLoginResponse,
     export_key: &ExportKey,
-) -> Result<(Checked<UserLeaf>, OpenKeyring), ClientError> {
+    clock: LogClock,
+) -> Result<Account, ClientError> {
     let proof: OpProof = decode("user record", &answer.user_proof)?;
     let user = user_record(&proof, cluster, name)?;
     let sealed = check_keyring(&user.leaf, &answer.keyring)?;
     let owner = KeyringOwner { cluster: *cluster, principal: user.leaf.principal };
     let opened = sealed.open_with_password(&owner, export_key)?;
     opened.verify(&user.leaf.identity, &HpkePublicKey::from_bytes(user.leaf.hpke))?;
-    Ok((user, opened))
+    Ok(Account { user, sealed, opened, clock })
 }
 
 /// The sealed keyring, if it is the one the user record names.

@@ -39,6 +39,7 @@ mod source;
 mod state_dir;
 mod upload;
 mod verify;
+pub mod walk;
 mod wire;
 
 #[cfg(test)]
@@ -55,3 +56,4 @@ pub use progress::{Progress, Report, Silent, TreeReport};
 pub use session::{EntryInfo, Session, Stat, VersionInfo};
 pub use state::{SessionFile, SessionState};
 pub use transport::{GatewayTransport, Transport};
+pub use walk::{TreeWalk, Visit};

@@ -165,8 +165,11 @@ impl RemotePath {
         Some((Self { home: self.home.clone(), names: above.to_vec() }, last))
     }
 
-    /// This path with one more name.
+    /// This path with one more name; below `/` that is the name of a home.
     pub fn join(&self, name: FileName) -> Result<Self, NameError> {
+        if self.home.is_none() {
+            return Ok(Self { home: Some(name.as_str().parse()?), names: Vec::new() });
+        }
         if self.names.len() + 1 >= PATH_DEPTH_MAX {
             return Err(NameError::TooDeep);
         }

@@ -80,3 +80,70 @@ fn a_day_with_coffer() {
     cluster.coffer("alice", &["login", "alice"]).unwrap();
     assert_eq!(cluster.coffer("alice", &["cat", "/alice/a/b/renamed"]).unwrap(), "two");
 }
+
+#[test]
+fn looking_through_a_tree() {
+    let cluster = Cluster::start().unwrap();
+    let work = cluster.work_dir().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let tree = work.join("tree");
+    fs::create_dir_all(tree.join("photos/2026")).unwrap();
+    fs::write(tree.join("photos/2026/Sea.JPG"), vec![1; 5000]).unwrap();
+    fs::write(tree.join("photos/2026/sky.jpg"), vec![2; 70]).unwrap();
+    fs::write(tree.join("notes.txt"), "seven b").unwrap();
+    symlink("notes.txt", tree.join("zlink")).unwrap();
+    cluster.coffer("alice", &["put", "-r", tree.to_str().unwrap(), "/alice/tree"]).unwrap();
+
+    let coffer = |args: &[&str]| cluster.coffer("alice", args).unwrap();
+    let lines = |args: &[&str]| -> Vec<String> {
+        coffer(args).lines().map(|line| line.trim().to_owned()).collect()
+    };
+    let drawn = "/alice/tree\n├── notes.txt\n├── photos/\n│   └── 2026/\n│       ├── Sea.JPG\n\
+                 │       └── sky.jpg\n└── zlink@\n2 directories, 4 files\n";
+    assert_eq!(coffer(&["tree", "/alice/tree"]), drawn);
+    let shallow = "/\n└── alice/\n    └── tree/\n2 directories, 0 files\n";
+    assert_eq!(coffer(&["tree", "-L", "2"]), shallow);
+
+    assert_eq!(lines(&["find", "--name", "*.jpg"]), ["/alice/tree/photos/2026/sky.jpg"]);
+    let both = ["/alice/tree/photos/2026/Sea.JPG", "/alice/tree/photos/2026/sky.jpg"];
+    assert_eq!(lines(&["find", "/alice", "-i", "--name", "s*.jpg"]), both);
+    assert_eq!(lines(&["find", "--type", "l"]), ["/alice/tree/zlink"]);
+    assert_eq!(lines(&["find", "--min-size", "71"]), both[..1]);
+    assert_eq!(lines(&["find", "--type", "f", "--max-size", "7"]), ["/alice/tree/notes.txt"]);
+    let refused = cluster.run("alice", &["find", "--name", "[a"]).unwrap();
+    assert_eq!(refused.status.code(), Some(11), "{refused:?}");
+
+    assert_eq!(lines(&["du", "-s", "/alice/tree"]), ["5086  /alice/tree"]);
+    let sums = ["5070  /alice/tree/photos/2026", "5070  /alice/tree/photos", "5086  /alice/tree"];
+    assert_eq!(lines(&["du", "/alice/tree"]), sums);
+    assert_eq!(lines(&["du", "/alice/tree/notes.txt"]), ["7  /alice/tree/notes.txt"]);
+    let room: serde_json::Value = serde_json::from_str(&coffer(&["df", "--json"])).unwrap();
+    let nodes = room["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), 3);
+    assert!(nodes.iter().all(|node| node["capacity_bytes"].as_u64() > Some(0)), "{room}");
+}
+
+#[test]
+fn a_password_is_changed_and_the_old_one_opens_nothing() {
+    let cluster = Cluster::start().unwrap();
+    let work = cluster.work_dir().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let (new, wrong) = (work.join("new"), work.join("wrong"));
+    fs::write(&new, "quite another one\n").unwrap();
+    fs::write(&wrong, "not it").unwrap();
+    let (new, wrong) = (new.to_str().unwrap(), wrong.to_str().unwrap());
+    let note = work.join("note");
+    fs::write(&note, "kept").unwrap();
+    cluster.coffer("alice", &["put", note.to_str().unwrap(), "/alice/note"]).unwrap();
+
+    let refused = ["passwd", "--password-file", wrong, "--new-password-file", new];
+    assert_eq!(cluster.run("alice", &refused).unwrap().status.code(), Some(7));
+    cluster.coffer("alice", &["passwd", "--new-password-file", new]).unwrap();
+    // The session goes on; a new one takes the new password.
+    assert_eq!(cluster.coffer("alice", &["cat", "/alice/note"]).unwrap(), "kept");
+    let old = cluster.run("elsewhere", &["login", "alice", "--password-file", wrong]).unwrap();
+    assert_eq!(old.status.code(), Some(7));
+    assert_eq!(cluster.run("alice", &["login", "alice"]).unwrap().status.code(), Some(7));
+    cluster.coffer("elsewhere", &["login", "alice", "--password-file", new]).unwrap();
+    assert_eq!(cluster.coffer("elsewhere", &["cat", "/alice/note"]).unwrap(), "kept");
+}
