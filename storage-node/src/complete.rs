@@ -79,6 +79,8 @@ pub(crate) struct Completer<D: Disk> {
     member: usize,
     /// Where the next round of pulls begins.
     round_from: Option<ChunkId>,
+    /// How often all that is missing was gone through.
+    pass: usize,
 }
 
 /// What the loop needs from its node.
@@ -114,6 +116,7 @@ impl<D: Disk> Completer<D> {
             siblings: BTreeMap::new(),
             member: 0,
             round_from: None,
+            pass: 0,
         }
     }
 
@@ -138,18 +141,19 @@ impl<D: Disk> Completer<D> {
                 };
                 next_report = Instant::now() + pause;
             }
-            let busy = match self.round().await {
-                Ok(busy) => busy,
+            let pause = match self.round().await {
+                Ok(true) => Duration::ZERO,
+                Ok(false) => self.poll_every,
                 Err(Failure::Call(error)) => {
                     tracing::debug!(error = error.message(), "cannot follow the feed for now");
-                    false
+                    self.poll_every
                 }
                 Err(Failure::Store(error)) => {
                     tracing::warn!(%error, "the store cannot be completed");
-                    false
+                    // A full disk stays full for a while; siblings are not to send in vain.
+                    self.poll_every.max(self.report_every)
                 }
             };
-            let pause = if busy { Duration::ZERO } else { self.poll_every };
             let pause = pause.min(next_report.saturating_duration_since(Instant::now()));
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -164,6 +168,10 @@ impl<D: Disk> Completer<D> {
         let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(layout) = layout else { return Ok(false) };
         let more = self.follow().await?;
+        if self.store.poison().is_some() {
+            // It could not be kept.
+            return Ok(more);
+        }
         let pulled = self.pull(&layout).await?;
         Ok(more || pulled)
     }
@@ -282,8 +290,7 @@ impl<D: Disk> Completer<D> {
         let index = self.store.index();
         let listed =
             index.missing(self.round_from.as_ref(), ROUND_CHUNKS).map_err(StoreError::from)?;
-        // The next round goes on behind this one, and at the end from the beginning.
-        self.round_from = listed.get(ROUND_CHUNKS - 1).map(|(chunk, _)| *chunk);
+        let end = listed.get(ROUND_CHUNKS - 1).map(|(chunk, _)| *chunk);
         let settled = now_unix_ms().saturating_sub(as_ms(self.settle));
         let (mut here, mut wanted) = (Vec::new(), Vec::new());
         for (chunk, noticed) in listed {
@@ -296,8 +303,14 @@ impl<D: Disk> Completer<D> {
         if !here.is_empty() {
             self.store.index().forget_missing(&here).map_err(StoreError::from)?;
         }
+        let Plan { asked, rest } = plan(layout, self.node, &self.siblings, &wanted, self.pass);
+        // The next round goes on where this one ends, and at the end from the beginning.
+        self.round_from = rest.or(end);
+        if self.round_from.is_none() {
+            self.pass = self.pass.wrapping_add(1);
+        }
         let mut came = false;
-        for (sibling, chunks) in plan(layout, self.node, &self.siblings, &wanted) {
+        for (sibling, chunks) in asked {
             match self.pull_from(sibling, &chunks).await {
                 Ok(some) => came |= some,
                 Err(Failure::Call(error)) => {
@@ -340,27 +353,39 @@ impl<D: Disk> Completer<D> {
     }
 }
 
-/// Whom to ask for which missing chunks: each chunk of one holder that is there, with the load spread
-/// over the holders, and no more of one sibling than it can answer at once.
+/// What one round asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    asked: BTreeMap<NodeId, Vec<ChunkId>>,
+    /// The first chunk whose sibling is asked for enough already: the next round begins with it.
+    rest: Option<ChunkId>,
+}
+
+/// Whom to ask for which missing chunks: each chunk of one holder that is there, and no more of one
+/// sibling than it can answer at once. Chunks spread over the holders by their ids, which are hashes,
+/// and each pass asks the next holder: the one asked before may lack the chunk as well.
 fn plan(
     layout: &Layout,
     node: NodeId,
     siblings: &BTreeMap<NodeId, Sibling>,
     missing: &[ChunkId],
-) -> BTreeMap<NodeId, Vec<ChunkId>> {
+    pass: usize,
+) -> Plan {
     let mut asked: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
     for chunk in missing {
         let holders = layout.nodes_of(chunk).filter(|holder| *holder != node);
-        let there = holders.filter(|holder| siblings.get(holder).is_some_and(|it| it.reachable));
-        let load = |holder: &NodeId| asked.get(holder).map_or(0, Vec::len);
-        if let Some(holder) = there.min_by_key(load) {
-            let chunks = asked.entry(holder).or_default();
-            if chunks.len() < PULLS_PER_CALL {
-                chunks.push(*chunk);
-            }
+        let there: Vec<NodeId> =
+            holders.filter(|holder| siblings.get(holder).is_some_and(|it| it.reachable)).collect();
+        let [.., spread] = *chunk.as_bytes();
+        let turn = usize::from(spread).wrapping_add(pass);
+        let Some(holder) = turn.checked_rem(there.len()).map(|at| there[at]) else { continue };
+        let chunks = asked.entry(holder).or_default();
+        if chunks.len() == PULLS_PER_CALL {
+            return Plan { asked, rest: Some(*chunk) };
         }
+        chunks.push(*chunk);
     }
-    asked
+    Plan { asked, rest: None }
 }
 
 enum Failure {
@@ -393,34 +418,4 @@ fn host_of(address: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(number: u8) -> NodeId {
-        NodeId::from_bytes([number; 16])
-    }
-
-    fn layout() -> Layout {
-        let table = (0..3 << 10).map(|at| at % 3).collect();
-        Layout::new(1, 10, 3, vec![node(1), node(2), node(3)], table).expect("a good layout")
-    }
-
-    fn sibling(reachable: bool) -> Sibling {
-        Sibling { address: "127.0.0.1:1".to_owned(), reachable }
-    }
-
-    #[test]
-    fn missing_chunks_are_asked_of_siblings_that_are_there_and_evenly() {
-        let missing: Vec<ChunkId> = (0..100).map(|at| ChunkId::from_bytes([at; 32])).collect();
-        let both = BTreeMap::from([(node(2), sibling(true)), (node(3), sibling(true))]);
-        let asked = plan(&layout(), node(1), &both, &missing);
-        assert_eq!((asked[&node(2)].len(), asked[&node(3)].len()), (50, 50));
-
-        let one = BTreeMap::from([(node(2), sibling(false)), (node(3), sibling(true))]);
-        let asked = plan(&layout(), node(1), &one, &missing);
-        assert!(!asked.contains_key(&node(2)));
-        assert_eq!(asked[&node(3)].len(), PULLS_PER_CALL);
-        // Nobody asks themselves, and nobody is asked where nobody is.
-        assert!(plan(&layout(), node(1), &BTreeMap::new(), &missing).is_empty());
-    }
-}
+mod tests;
