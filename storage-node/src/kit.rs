@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use coffer_model::chunk::SealedChunk;
-use coffer_model::id::{ChunkId, ClusterId, NodeId};
+use coffer_model::descriptor::{Descriptor, Member, StorageNode};
+use coffer_model::id::{ChunkId, ClusterId, MemberId, NodeId};
 use coffer_model::receipt::Receipt;
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
 use coffer_model::time::LogTime;
@@ -65,18 +66,25 @@ pub(crate) fn checked(receipt: &[u8]) -> Receipt {
     Receipt::verify(receipt, &CLUSTER, node_key).unwrap()
 }
 
-/// A store that is open, with its writer.
+/// A store that is open. Dropped, it is closed: the writer goes last, and is waited for.
 pub(crate) struct Opened<D: Disk> {
     pub(crate) store: Store<D>,
-    writer: JoinHandle<()>,
+    _writer: Writer,
+}
+
+struct Writer(Option<JoinHandle<()>>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(writer) = self.0.take() {
+            writer.join().unwrap();
+        }
+    }
 }
 
 impl<D: Disk> Opened<D> {
     /// Closes the store, as a process that stops does.
-    pub(crate) fn close(self) {
-        drop(self.store);
-        self.writer.join().unwrap();
-    }
+    pub(crate) fn close(self) {}
 
     pub(crate) fn put(
         &self,
@@ -124,7 +132,7 @@ pub(crate) fn open_as<D: Disk>(
     let index = Index::open(index)?;
     let owner = Owner { cluster: CLUSTER, node, signer: Arc::new(Key::of_node()) };
     let (store, writer) = Store::open(disk, index, owner, segment_bytes)?;
-    Ok(Opened { store, writer })
+    Ok(Opened { store, _writer: Writer(Some(writer)) })
 }
 
 /// Opens the store of [`NODE`].
@@ -143,5 +151,35 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+pub(crate) fn member(id: MemberId, key: &Key, address: &str) -> Member {
+    Member { id, key: key.public_key(), address: address.to_owned() }
+}
+
+pub(crate) fn storage_node(id: NodeId, key: PublicKey) -> StorageNode {
+    StorageNode { id, key, zone: String::new(), weight: 1 }
+}
+
+/// The key that signs descriptors and layouts.
+pub(crate) fn administrator() -> Key {
+    Key::of(0xad)
+}
+
+pub(crate) fn descriptor(members: Vec<Member>, nodes: Vec<StorageNode>) -> Descriptor {
+    Descriptor {
+        suite: coffer_model::SUITE,
+        number: 0,
+        former: None,
+        nonce: [3; 16],
+        authority: Vec::new(),
+        administrators: vec![administrator().public_key()],
+        quorum: 1,
+        members,
+        nodes,
+        cosigners: Vec::new(),
+        replacement: None,
+        open_registration: false,
     }
 }

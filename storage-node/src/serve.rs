@@ -51,10 +51,7 @@ impl<D: Disk> Served<D> {
 
     /// Until when a chunk that is stored now is kept.
     fn keep_until(&self) -> Result<LogTime, Status> {
-        let now = self.clock.now().ok_or_else(|| {
-            let message = "this storage node has not heard from the metadata group yet";
-            status(Code::Unavailable, "NOT_READY", message, &[])
-        })?;
+        let now = self.clock.now().ok_or_else(not_ready)?;
         Ok(now.plus_ms(HOLD_MS))
     }
 
@@ -91,6 +88,11 @@ fn store_status(error: StoreError) -> Status {
         StoreError::Damaged(_) => (Code::DataLoss, "STORE_DAMAGED"),
     };
     status(code, reason, &error.to_string(), &[])
+}
+
+fn not_ready() -> Status {
+    let message = "this storage node has not heard from the metadata group yet";
+    status(Code::Unavailable, "NOT_READY", message, &[])
 }
 
 fn invalid(reason: &'static str, message: &str) -> Status {
@@ -136,8 +138,12 @@ impl<D: Disk> ChunkService for Service<D> {
         if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
             return Err(invalid("TOO_MANY_CHUNKS", "one call takes at most 256 chunks and 4 MiB"));
         }
-        admitted.write(bytes as u64)?;
+        if chunks.iter().any(Bytes::is_empty) {
+            // An answer that brings none would look the same.
+            return Err(invalid("CHUNK_EMPTY", "a sealed chunk is never empty"));
+        }
         let keep_until = self.0.keep_until()?;
+        admitted.write(bytes as u64)?;
         let chunks = hash_all(chunks).await?;
         let ids: Vec<ChunkId> = chunks.iter().map(SealedChunk::id).collect();
         let receipts = self.0.store.put(chunks, keep_until).await.map_err(store_status)?;
@@ -202,7 +208,7 @@ impl<D: Disk> SiblingService for Service<D> {
         };
         let ids = parse_ids(&request.get_ref().chunk_ids, CHUNKS_PER_CALL)?;
         let layout = self.0.layout.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let layout = layout.ok_or_else(|| Status::unavailable("there is no layout yet"))?;
+        let layout = layout.ok_or_else(not_ready)?;
         if !ids.iter().all(|id| layout.nodes_of(id).any(|holder| holder == sibling)) {
             return Err(refused("the layout does not give these chunks to you"));
         }
@@ -210,3 +216,6 @@ impl<D: Disk> SiblingService for Service<D> {
         Ok(Response::new(PullChunksResponse { chunks }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -671,3 +671,5 @@ impl Signer for DynSigner<'_> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::platter;

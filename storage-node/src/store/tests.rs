@@ -1,7 +1,7 @@
 //! Tests of the store: on real files, and on a disk that fails.
 #![allow(clippy::unwrap_used)]
 
-mod platter;
+pub(crate) mod platter;
 mod recovery;
 
 use std::path::Path;
