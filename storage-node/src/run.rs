@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coffer_model::descriptor::{DescriptorError, SignedDescriptor};
+use coffer_model::descriptor::{Descriptor, DescriptorError, SignedDescriptor};
 use coffer_model::encoding::{Malformed, decode};
-use coffer_model::id::NodeId;
+use coffer_model::id::{ClusterId, NodeId};
 use coffer_model::signing::{PublicKey, Signer};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::sibling_service_server::SiblingServiceServer;
@@ -90,73 +91,111 @@ pub fn init(data_dir: &Path) -> Result<(NodeId, PublicKey), Error> {
 
 /// Runs a storage node until `shutdown`.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
-    let bytes = std::fs::read(&config.descriptor)
-        .map_err(|source| Error::ReadDescriptor { path: config.descriptor.clone(), source })?;
-    let signed: SignedDescriptor =
-        decode("cluster descriptor", &bytes).map_err(Error::Malformed)?;
-    let (cluster, descriptor) = signed.verify_first(None).map_err(Error::Descriptor)?;
-    let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, Some(&cluster))
-        .map_err(Error::Identity)?;
-    let node = NodeId::from_bytes(*identity.id());
-    if descriptor.node_key(node) != Some(identity.public_key()) {
-        return Err(Error::NotNamed(node));
+    let node = Node::open(config)?;
+    let address = node.config.listen;
+    match TcpListener::bind(address).await {
+        Ok(listener) => node.serve(listener, &shutdown).await,
+        Err(source) => {
+            node.close();
+            Err(Error::Listen { address, source })
+        }
     }
-    let (identity, descriptor) = (Arc::new(identity), Arc::new(descriptor));
-    let tls = LiveTls::load(config.tls.clone(), ClientAuth::Optional).map_err(Error::Tls)?;
-
-    let disk = Folder::open(&config.data_dir.join("segments"))
-        .map_err(|error| Error::Store(error.to_string()))?;
-    let index = Index::open(&config.data_dir.join("index"))
-        .map_err(|error| Error::Store(error.to_string()))?;
-    let signer: Arc<dyn Signer + Send + Sync> = Arc::clone(&identity) as _;
-    let owner = Owner { cluster, node, signer };
-    let (store, writer) = Store::open(disk, index, owner, config.segment_bytes)
-        .map_err(|error| Error::Store(error.to_string()))?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| Error::Listen { address: config.listen, source })?;
-
-    let clock = Arc::new(LogClock::default());
-    let layout = Arc::new(RwLock::new(None));
-    let health = Health::new().await;
-    let (listen, totals) = (config.listen, store.totals());
-    let completer = Completer::new(
-        Parts {
-            cluster,
-            node,
-            identity: Arc::clone(&identity),
-            descriptor: Arc::clone(&descriptor),
-            store: store.clone(),
-            clock: Arc::clone(&clock),
-            layout: Arc::clone(&layout),
-            config,
-        },
-        &tls,
-    );
-    shutdown.spawn("complete the store", completer.run(health.clone(), shutdown.clone()));
-    shutdown
-        .spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, shutdown.token()));
-
-    let door = Door::new(cluster, Arc::clone(&descriptor));
-    let service = Service(Arc::new(Served::new(store, door, clock, descriptor, layout)));
-    let routes = Routes::new(health.service())
-        .add_service(
-            ChunkServiceServer::new(service.clone())
-                .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            SiblingServiceServer::new(service)
-                .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX),
-        );
-    tracing::info!(%node, address = %listen, chunks = totals.shards, "storage node serving");
-    let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
-    let served = GrpcServer::new(tls, limits).serve(listener, routes, shutdown.token()).await;
-    if let Err(error) = shutdown.drain(DRAIN_TIMEOUT).await {
-        tracing::warn!(%error, "some work did not end in time");
-    }
-    // The server and the loop have let go of the store, so the writer finishes and syncs.
-    let _ = tokio::task::spawn_blocking(move || writer.join()).await;
-    served.map_err(Error::Serve)
 }
+
+/// A node whose volume, certificates and store are open and fit together.
+struct Node {
+    config: Config,
+    cluster: ClusterId,
+    id: NodeId,
+    identity: Arc<ProcessIdentity>,
+    descriptor: Arc<Descriptor>,
+    tls: Arc<LiveTls>,
+    store: Store<Folder>,
+    writer: JoinHandle<()>,
+}
+
+impl Node {
+    fn open(config: Config) -> Result<Self, Error> {
+        let bytes = std::fs::read(&config.descriptor)
+            .map_err(|source| Error::ReadDescriptor { path: config.descriptor.clone(), source })?;
+        let signed: SignedDescriptor =
+            decode("cluster descriptor", &bytes).map_err(Error::Malformed)?;
+        let (cluster, descriptor) = signed.verify_first(None).map_err(Error::Descriptor)?;
+        let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, Some(&cluster))
+            .map_err(Error::Identity)?;
+        let id = NodeId::from_bytes(*identity.id());
+        if descriptor.node_key(id) != Some(identity.public_key()) {
+            return Err(Error::NotNamed(id));
+        }
+        let (identity, descriptor) = (Arc::new(identity), Arc::new(descriptor));
+        let tls = LiveTls::load(config.tls.clone(), ClientAuth::Optional).map_err(Error::Tls)?;
+
+        let disk = Folder::open(&config.data_dir.join("segments"))
+            .map_err(|error| Error::Store(error.to_string()))?;
+        let index = Index::open(&config.data_dir.join("index"))
+            .map_err(|error| Error::Store(error.to_string()))?;
+        let signer: Arc<dyn Signer + Send + Sync> = Arc::clone(&identity) as _;
+        let owner = Owner { cluster, node: id, signer };
+        let (store, writer) = Store::open(disk, index, owner, config.segment_bytes)
+            .map_err(|error| Error::Store(error.to_string()))?;
+        Ok(Self { config, cluster, id, identity, descriptor, tls, store, writer })
+    }
+
+    /// Closes a node that was not served: a process must not end while its store is being closed.
+    fn close(self) {
+        drop(self.store);
+        let _ = self.writer.join();
+    }
+
+    async fn serve(self, listener: TcpListener, shutdown: &Shutdown) -> Result<(), Error> {
+        let Self { config, cluster, id, identity, descriptor, tls, store, writer } = self;
+        // A part of its own, so that it can be ended where the server fails by itself.
+        let part = shutdown.child();
+        let clock = Arc::new(LogClock::default());
+        let layout = Arc::new(RwLock::new(None));
+        let health = Health::new().await;
+        let (listen, totals) = (config.listen, store.totals());
+        let completer = Completer::new(
+            Parts {
+                cluster,
+                node: id,
+                identity,
+                descriptor: Arc::clone(&descriptor),
+                store: store.clone(),
+                clock: Arc::clone(&clock),
+                layout: Arc::clone(&layout),
+                config,
+            },
+            &tls,
+        );
+        part.spawn("complete the store", completer.run(health.clone(), part.clone()));
+        part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
+
+        let door = Door::new(cluster, Arc::clone(&descriptor));
+        let service = Service(Arc::new(Served::new(store, door, clock, descriptor, layout)));
+        let routes = Routes::new(health.service())
+            .add_service(
+                ChunkServiceServer::new(service.clone())
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                SiblingServiceServer::new(service)
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            );
+        tracing::info!(node = %id, address = %listen, chunks = totals.shards, "storage node serving");
+        let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
+        let served = GrpcServer::new(tls, limits).serve(listener, routes, part.token()).await;
+        part.cancel();
+        if let Err(error) = part.drain(DRAIN_TIMEOUT).await {
+            tracing::warn!(%error, "some work did not end in time");
+        }
+        // The server and the loop have let go of the store, so the writer finishes and syncs.
+        let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        served.map_err(Error::Serve)
+    }
+}
+
+#[cfg(test)]
+mod tests;

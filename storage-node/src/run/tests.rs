@@ -1,0 +1,513 @@
+//! Whole nodes over TLS, with a metadata member that says what a test tells it to.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use coffer_model::chunk::SealedChunk;
+use coffer_model::encoding::encode;
+use coffer_model::hash::Hash;
+use coffer_model::id::{ChunkId, InodeId, MemberId, PrincipalId};
+use coffer_model::layout::Layout;
+use coffer_model::log::NodeReport;
+use coffer_model::receipt::Receipt;
+use coffer_model::session::{CertificateHash, PROOF_HEADER, SessionProof};
+use coffer_model::signing::{Domain, Signature};
+use coffer_model::ticket::{Leave, Ticket};
+use coffer_proto::internal as wire;
+use coffer_proto::internal::member_service_server::{MemberService, MemberServiceServer};
+use coffer_proto::internal::sibling_service_client::SiblingServiceClient;
+use coffer_proto::internal::sibling_service_server::SiblingService;
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
+use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::one_box::OneBoxCa;
+use coffer_service::peer::PeerId;
+use coffer_service::server::peer_of;
+use coffer_service::status::reason_of;
+use coffer_service::tls::TlsFiles;
+use tempfile::TempDir;
+use tokio::task::JoinHandle as Task;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use super::*;
+use crate::door::now_unix_ms;
+use crate::kit::{self, Key, START, administrator, chunk, ids};
+
+/// Long enough for anything that is not stuck.
+const LONG: Duration = Duration::from_secs(60);
+const MEMBER: MemberId = MemberId::from_u64(7);
+/// A node of the descriptor that the layout gives nothing.
+const SPARE: usize = 3;
+
+fn member() -> Key {
+    Key::of(7)
+}
+
+fn session() -> Key {
+    Key::of(0x5e)
+}
+
+/// A member that keeps the last report of each node, and has a feed.
+#[derive(Default)]
+struct Members {
+    layout: Vec<u8>,
+    cluster: Option<ClusterId>,
+    descriptor: Option<Descriptor>,
+    reports: Mutex<BTreeMap<NodeId, wire::ReportNodeRequest>>,
+    addresses: Mutex<BTreeMap<NodeId, String>>,
+    feed: Mutex<Vec<ChunkId>>,
+}
+
+struct MemberServer(Arc<Members>);
+
+#[tonic::async_trait]
+impl MemberService for MemberServer {
+    async fn report_node(
+        &self,
+        request: Request<wire::ReportNodeRequest>,
+    ) -> Result<Response<wire::ReportNodeResponse>, Status> {
+        let caller = peer_of(&request).cloned().unwrap();
+        let message = request.into_inner();
+        let report: NodeReport = decode("report", &message.report).unwrap();
+        assert_eq!((caller.role(), caller.id()), (ROLE, report.node.as_bytes()));
+        let key = self.0.descriptor.as_ref().unwrap().node_key(report.node).unwrap();
+        let signature = Signature::from_bytes(message.signature[..].try_into().unwrap());
+        let cluster = self.0.cluster.as_ref().unwrap();
+        key.verify(Domain::NodeReport, cluster, &message.report, &signature).unwrap();
+        self.0.addresses.lock().unwrap().insert(report.node, report.address);
+        self.0.reports.lock().unwrap().insert(report.node, message);
+        let address = |(id, address): (&NodeId, &String)| wire::NodeAddress {
+            node_id: Bytes::copy_from_slice(id.as_bytes()),
+            address: address.clone(),
+            reachable: true,
+        };
+        Ok(Response::new(wire::ReportNodeResponse {
+            log_time_ms: START.unix_ms(),
+            layout: self.0.layout.clone().into(),
+            nodes: self.0.addresses.lock().unwrap().iter().map(address).collect(),
+        }))
+    }
+
+    async fn read_feed(
+        &self,
+        request: Request<wire::ReadFeedRequest>,
+    ) -> Result<Response<wire::ReadFeedResponse>, Status> {
+        let after = usize::try_from(request.get_ref().after).unwrap();
+        let feed = self.0.feed.lock().unwrap();
+        // A few rows at a time, so that there is more than one answer.
+        let next = feed.len().min(after + 3);
+        let row = |chunk: &ChunkId| wire::FeedRow {
+            chunk_id: Bytes::copy_from_slice(chunk.as_bytes()),
+            length: 0,
+        };
+        Ok(Response::new(wire::ReadFeedResponse {
+            rows: feed[after..next].iter().map(row).collect(),
+            next: next as u64,
+            more: next < feed.len(),
+            log_time_ms: START.unix_ms(),
+        }))
+    }
+
+    async fn append(
+        &self,
+        _: Request<wire::AppendRequest>,
+    ) -> Result<Response<wire::AppendResponse>, Status> {
+        Err(Status::unimplemented("append"))
+    }
+
+    async fn vote(
+        &self,
+        _: Request<wire::VoteRequest>,
+    ) -> Result<Response<wire::VoteResponse>, Status> {
+        Err(Status::unimplemented("vote"))
+    }
+
+    async fn install_snapshot(
+        &self,
+        _: Request<wire::InstallSnapshotRequest>,
+    ) -> Result<Response<wire::InstallSnapshotResponse>, Status> {
+        Err(Status::unimplemented("snapshot"))
+    }
+
+    async fn read_clock(
+        &self,
+        _: Request<wire::ReadClockRequest>,
+    ) -> Result<Response<wire::ReadClockResponse>, Status> {
+        Err(Status::unimplemented("clock"))
+    }
+}
+
+/// A sibling that answers with something else than what it is asked for.
+#[derive(Clone, Default)]
+struct Liar(Arc<Mutex<BTreeSet<ChunkId>>>);
+
+#[tonic::async_trait]
+impl SiblingService for Liar {
+    async fn pull_chunks(
+        &self,
+        request: Request<wire::PullChunksRequest>,
+    ) -> Result<Response<wire::PullChunksResponse>, Status> {
+        let asked = request.into_inner().chunk_ids;
+        let mut seen = self.0.lock().unwrap();
+        seen.extend(asked.iter().map(|id| ChunkId::try_from(id.as_ref()).unwrap()));
+        // More answers than questions, too.
+        let chunks = vec![Bytes::from_static(b"something else"); asked.len() + 1];
+        Ok(Response::new(wire::PullChunksResponse { chunks }))
+    }
+}
+
+/// A cluster of one member that plays a group, and up to four nodes; the layout gives everything to
+/// the first three.
+struct Cluster {
+    dir: TempDir,
+    ca: OneBoxCa,
+    id: ClusterId,
+    descriptor: Descriptor,
+    members: Arc<Members>,
+    nodes: Vec<NodeId>,
+    /// What a test started itself, beside nodes.
+    servers: Shutdown,
+}
+
+struct Running {
+    address: String,
+    shutdown: Shutdown,
+    task: Task<Result<(), Error>>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.shutdown.request("the test wants it");
+        tokio::time::timeout(LONG, self.task).await.unwrap().unwrap().unwrap();
+    }
+}
+
+impl Cluster {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = OneBoxCa::ephemeral().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let volume = |at: usize| dir.path().join(format!("node-{at}"));
+        let made: Vec<_> = (0..=SPARE).map(|at| init(&volume(at)).unwrap()).collect();
+        let descriptor = kit::descriptor(
+            vec![kit::member(MEMBER, &member(), &address)],
+            made.iter().map(|(id, key)| kit::storage_node(*id, *key)).collect(),
+        );
+        let signed = SignedDescriptor::first(&descriptor, &[&administrator()]);
+        let (id, descriptor) = signed.verify_first(None).unwrap();
+        std::fs::write(dir.path().join("descriptor"), encode(&signed)).unwrap();
+        let nodes: Vec<NodeId> = made.iter().map(|(id, _)| *id).collect();
+        let table = (0..3 << 10).map(|at| at % 3).collect();
+        let layout = Layout::new(1, 10, 3, nodes.clone(), table).unwrap();
+        let members = Arc::new(Members {
+            layout: layout.sign(&id, &administrator()),
+            cluster: Some(id),
+            descriptor: Some(descriptor.clone()),
+            ..Members::default()
+        });
+        let servers = Shutdown::new();
+        let cluster = Self { dir, ca, id, descriptor, members, nodes, servers };
+        let routes =
+            Routes::new(MemberServiceServer::new(MemberServer(Arc::clone(&cluster.members))));
+        cluster.serve(listener, routes, &PeerId::new("metadata", [7; 16]).unwrap());
+        cluster
+    }
+
+    fn volume(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("node-{at}"))
+    }
+
+    fn files(&self, peer: &PeerId) -> TlsFiles {
+        let name = format!("{}-{}", peer.role(), NodeId::from_bytes(*peer.id()));
+        self.ca.issue_into(&self.dir.path().join(name), &[], peer).unwrap()
+    }
+
+    /// Serves `routes` as `peer` until the test ends.
+    fn serve(&self, listener: TcpListener, routes: Routes, peer: &PeerId) {
+        let tls = LiveTls::load(self.files(peer), ClientAuth::Optional).unwrap();
+        let server = GrpcServer::new(tls, ServerLimits::standard());
+        self.servers
+            .spawn("a server of the test", server.serve(listener, routes, self.servers.token()));
+    }
+
+    fn peer(&self, at: usize) -> PeerId {
+        PeerId::new(ROLE, *self.nodes[at].as_bytes()).unwrap()
+    }
+
+    fn config(&self, at: usize, advertise: &str) -> Config {
+        Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: advertise.to_owned(),
+            data_dir: self.volume(at),
+            descriptor: self.dir.path().join("descriptor"),
+            tls: self.files(&self.peer(at)),
+            capacity_bytes: 1 << 30,
+            segment_bytes: 4 << 20,
+            report_every: Duration::from_millis(50),
+            poll_every: Duration::from_millis(20),
+            settle: Duration::ZERO,
+        }
+    }
+
+    async fn start(&self, at: usize) -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let node = Node::open(self.config(at, &address)).unwrap();
+        let shutdown = Shutdown::new();
+        let stop = shutdown.clone();
+        let task = tokio::spawn(async move { node.serve(listener, &stop).await });
+        let running = Running { address, shutdown, task };
+        self.until(|| {
+            self.members.addresses.lock().unwrap().get(&self.nodes[at]) == Some(&running.address)
+        })
+        .await;
+        running
+    }
+
+    /// Waits until something is so.
+    async fn until(&self, is_so: impl Fn() -> bool) {
+        let wait = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, wait).await.unwrap();
+    }
+
+    /// What node `at` said last: chunks that are here, and that are missing.
+    fn reported(&self, at: usize) -> (u64, u64) {
+        let reports = self.members.reports.lock().unwrap();
+        reports.get(&self.nodes[at]).map_or((0, 0), |it| (it.chunks, it.missing_chunks))
+    }
+
+    fn channel(&self, address: &str, peer: &PeerId) -> Channel {
+        let tls = LiveTls::load(self.files(peer), ClientAuth::Optional).unwrap();
+        connect_lazy(address, "127.0.0.1", &tls, &ChannelOptions::standard()).unwrap()
+    }
+
+    fn client(&self, node: &Running) -> ChunkServiceClient<Channel> {
+        let gateway = PeerId::new("gateway", [9; 16]).unwrap();
+        ChunkServiceClient::new(self.channel(&node.address, &gateway))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn ticket(&self, leave: Leave) -> Bytes {
+        let ticket = Ticket {
+            cluster: self.id,
+            member: MEMBER,
+            principal: PrincipalId::from_bytes([1; 16]),
+            session: session().public_key(),
+            leave,
+            expires_unix_ms: now_unix_ms() + 60_000,
+        };
+        ticket.sign(&member()).into()
+    }
+
+    fn proven<T>(&self, message: T) -> Request<T> {
+        let proof = SessionProof {
+            audience: self.id,
+            certificate: CertificateHash::from_hash(Hash::of("a test", b"")),
+            key: session().public_key(),
+            expires_unix_ms: now_unix_ms() + 60_000,
+        };
+        let mut request = Request::new(message);
+        let header = MetadataValue::from_bytes(&proof.sign(&session()));
+        request.metadata_mut().insert_bin(PROOF_HEADER, header);
+        request
+    }
+
+    /// Stores chunks on a node and checks its receipts.
+    async fn put(&self, node: &Running, at: usize, chunks: &[SealedChunk<Bytes>]) {
+        let home = InodeId::from_bytes([2; 16]);
+        let message = pb::PutChunksRequest {
+            ticket: self.ticket(Leave::Write { home, bytes_max: 1 << 20 }),
+            chunks: chunks.iter().map(|chunk| chunk.bytes().clone()).collect(),
+        };
+        let answer = self.client(node).put_chunks(self.proven(message)).await.unwrap();
+        let stored = answer.into_inner().stored;
+        assert_eq!(stored.len(), chunks.len());
+        for (stored, chunk) in stored.iter().zip(chunks) {
+            let key = |id| self.descriptor.node_key(id);
+            let receipt = Receipt::verify(&stored.receipts[0], &self.id, key).unwrap();
+            assert_eq!(
+                (receipt.flush.node, receipt.held.shard.chunk),
+                (self.nodes[at], chunk.id())
+            );
+        }
+    }
+
+    async fn get(&self, node: &Running, chunks: &[SealedChunk<Bytes>]) -> Vec<Bytes> {
+        let mut ids = ids(chunks);
+        let chunk_ids = ids.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
+        ids.sort_unstable();
+        let ticket = self.ticket(Leave::Read { chunks: ids });
+        let message = pb::GetChunksRequest { ticket, chunk_ids };
+        let answer = self.client(node).get_chunks(self.proven(message)).await.unwrap();
+        answer.into_inner().fetched.into_iter().map(|fetched| fetched.data).collect()
+    }
+}
+
+fn chunks(names: std::ops::Range<u64>) -> Vec<SealedChunk<Bytes>> {
+    names.map(|name| chunk(name, 1000)).collect()
+}
+
+fn bytes(chunks: &[SealedChunk<Bytes>]) -> Vec<Bytes> {
+    chunks.iter().map(|chunk| chunk.bytes().clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_chunks_fetches_them_and_then_misses_nothing() {
+    let cluster = Cluster::new().await;
+    let (first, second) = (cluster.start(0).await, cluster.start(1).await);
+    let chunks = chunks(0..20);
+    // Some are on both, some on one of them only, one is on neither.
+    cluster.put(&first, 0, &chunks[..12]).await;
+    cluster.put(&second, 1, &chunks[8..19]).await;
+    cluster.members.feed.lock().unwrap().extend(ids(&chunks));
+
+    let third = cluster.start(2).await;
+    cluster.until(|| (0..3).all(|at| cluster.reported(at) == (19, 1))).await;
+    let mut expected = bytes(&chunks);
+    expected[19] = Bytes::new();
+    assert_eq!(cluster.get(&third, &chunks).await, expected);
+
+    // What comes late, to any of them, comes to all.
+    cluster.put(&second, 1, &chunks[19..]).await;
+    cluster.until(|| (0..3).all(|at| cluster.reported(at) == (20, 0))).await;
+    for node in [&first, &second, &third] {
+        assert_eq!(cluster.get(node, &chunks).await, bytes(&chunks));
+    }
+    for node in [first, second, third] {
+        node.stop().await;
+    }
+}
+
+/// Goal: two nodes that lack a chunk do not ask each other for ever, and lies are not kept. Method:
+/// one sibling has everything, the other one answers with something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_sibling_has_is_found_whatever_the_other_says() {
+    let cluster = Cluster::new().await;
+    let honest = cluster.start(0).await;
+    let chunks = chunks(0..20);
+    cluster.put(&honest, 0, &chunks).await;
+    let liar = Liar::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let routes = Routes::new(SiblingServiceServer::new(liar.clone()));
+    cluster.serve(listener, routes, &cluster.peer(1));
+    cluster.members.addresses.lock().unwrap().insert(cluster.nodes[1], address);
+    cluster.members.feed.lock().unwrap().extend(ids(&chunks));
+
+    let node = cluster.start(2).await;
+    cluster.until(|| cluster.reported(2) == (20, 0)).await;
+    assert_eq!(cluster.get(&node, &chunks).await, bytes(&chunks));
+    assert!(!liar.0.lock().unwrap().is_empty(), "it was asked as well");
+    node.stop().await;
+    honest.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_are_for_the_holders_of_a_chunk_only() {
+    let cluster = Cluster::new().await;
+    let node = cluster.start(0).await;
+    let chunk = chunk(1, 1000);
+    cluster.put(&node, 0, std::slice::from_ref(&chunk)).await;
+    let pull = async |peer: &PeerId| {
+        let chunk_ids = vec![Bytes::copy_from_slice(chunk.id().as_bytes())];
+        let mut client = SiblingServiceClient::new(cluster.channel(&node.address, peer));
+        client.pull_chunks(wire::PullChunksRequest { chunk_ids }).await
+    };
+    for stranger in [
+        PeerId::new("gateway", [9; 16]).unwrap(),
+        // A certificate alone admits nobody.
+        PeerId::new(ROLE, [9; 16]).unwrap(),
+        PeerId::new("metadata", *cluster.nodes[1].as_bytes()).unwrap(),
+        cluster.peer(SPARE),
+    ] {
+        let refused = pull(&stranger).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{stranger}");
+        assert_eq!(reason_of(&refused).unwrap().code, "NOT_A_SIBLING");
+    }
+    let answer = pull(&cluster.peer(1)).await.unwrap();
+    assert_eq!(answer.into_inner().chunks, [chunk.bytes().clone()]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_again_is_the_same_and_has_what_it_had() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..5);
+    let node = cluster.start(0).await;
+    cluster.put(&node, 0, &chunks).await;
+    node.stop().await;
+    let (id, key) = init(&cluster.volume(0)).unwrap();
+    assert_eq!((id, Some(key)), (cluster.nodes[0], cluster.descriptor.node_key(id)));
+    let node = cluster.start(0).await;
+    assert_eq!(cluster.get(&node, &chunks).await, bytes(&chunks));
+    // The volume is its own while it runs.
+    let refused = Node::open(cluster.config(0, "127.0.0.1:1")).err().unwrap();
+    assert!(matches!(refused, Error::Identity(IdentityError::Locked { .. })), "{refused}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_volume_of_another_cluster_or_node_is_refused() {
+    let (here, there) = (Cluster::new().await, Cluster::new().await);
+    Node::open(here.config(0, "")).unwrap().close();
+    let refused = async |config: Config| run(config, Shutdown::new()).await.unwrap_err();
+
+    let elsewhere = Config { descriptor: there.config(0, "").descriptor, ..here.config(0, "") };
+    let error = refused(elsewhere).await;
+    assert!(matches!(error, Error::Identity(IdentityError::ForeignVolume { .. })), "{error}");
+
+    // A volume that belongs to no cluster yet, and whose node the descriptor does not name.
+    let fresh = Config { data_dir: here.dir.path().join("fresh"), ..here.config(0, "") };
+    let error = refused(fresh).await;
+    assert!(matches!(error, Error::NotNamed(_)), "{error}");
+
+    // The segments of one node under the identity of another.
+    let mixed = here.config(1, "");
+    for folder in ["segments", "index"] {
+        kit::copy(&here.volume(0).join(folder), &mixed.data_dir.join(folder));
+    }
+    let error = refused(mixed).await;
+    assert!(matches!(error, Error::Store(_)), "{error}");
+
+    // And the one that belongs is still good.
+    Node::open(here.config(0, "")).unwrap().close();
+}
+
+#[tokio::test]
+async fn a_descriptor_that_is_damaged_or_missing_is_refused() {
+    let cluster = Cluster::new().await;
+    let config = cluster.config(0, "");
+    let good = std::fs::read(&config.descriptor).unwrap();
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&config.descriptor, bytes).unwrap();
+        let refused = Node::open(config.clone()).err().unwrap();
+        assert!(
+            matches!(refused, Error::Malformed(_) | Error::Descriptor(_)),
+            "byte {at}: {refused}"
+        );
+    }
+    std::fs::remove_file(&config.descriptor).unwrap();
+    let refused = Node::open(config).err().unwrap();
+    assert!(matches!(refused, Error::ReadDescriptor { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_refused_and_the_volume_let_go() {
+    let cluster = Cluster::new().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config { listen: taken.local_addr().unwrap(), ..cluster.config(0, "") };
+    let error = run(config, Shutdown::new()).await.unwrap_err();
+    assert!(matches!(error, Error::Listen { .. }), "{error}");
+    Node::open(cluster.config(0, "")).unwrap().close();
+}
