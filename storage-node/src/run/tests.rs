@@ -459,7 +459,10 @@ async fn a_node_that_starts_again_is_the_same_and_has_what_it_had() {
 async fn a_volume_of_another_cluster_or_node_is_refused() {
     let (here, there) = (Cluster::new().await, Cluster::new().await);
     Node::open(here.config(0, "")).unwrap().close();
-    let refused = async |config: Config| run(config, Shutdown::new()).await.unwrap_err();
+    let refused = async |config: Config| {
+        // One that is not refused would serve for ever.
+        tokio::time::timeout(LONG, run(config, Shutdown::new())).await.unwrap().unwrap_err()
+    };
 
     let elsewhere = Config { descriptor: there.config(0, "").descriptor, ..here.config(0, "") };
     let error = refused(elsewhere).await;
