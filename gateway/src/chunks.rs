@@ -19,6 +19,7 @@ use coffer_proto::v1 as pb;
 use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
+use coffer_service::audit::note;
 use coffer_service::call::contained;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::status::{is_retryable, reason_of, relayed, status, status_with_retry};
@@ -176,7 +177,9 @@ impl ChunkService for Chunks {
         &self,
         request: Request<pb::PutChunksRequest>,
     ) -> Result<Response<pb::PutChunksResponse>, Status> {
-        let proof = self.door.admit(request.metadata())?;
+        let proof = self.door.admit(&request)?;
+        let count = request.get_ref().chunks.len();
+        note(&request, |subject| subject.object = Some(format!("{count} chunks")));
         let pb::PutChunksRequest { ticket, chunks } = request.into_inner();
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
@@ -241,7 +244,9 @@ impl ChunkService for Chunks {
         &self,
         request: Request<pb::GetChunksRequest>,
     ) -> Result<Response<pb::GetChunksResponse>, Status> {
-        let proof = self.door.admit(request.metadata())?;
+        let proof = self.door.admit(&request)?;
+        let count = request.get_ref().chunk_ids.len();
+        note(&request, |subject| subject.object = Some(format!("{count} chunks")));
         let pb::GetChunksRequest { ticket, chunk_ids } = request.into_inner();
         let ids = parse_ids(&chunk_ids, CHUNKS_PER_CALL)?;
         let _room =
@@ -307,7 +312,9 @@ impl ChunkService for Chunks {
         &self,
         request: Request<pb::RenewReceiptsRequest>,
     ) -> Result<Response<pb::RenewReceiptsResponse>, Status> {
-        let proof = self.door.admit(request.metadata())?;
+        let proof = self.door.admit(&request)?;
+        let count = request.get_ref().chunk_ids.len();
+        note(&request, |subject| subject.object = Some(format!("{count} chunks")));
         let pb::RenewReceiptsRequest { ticket, chunk_ids } = request.into_inner();
         let ids = parse_ids(&chunk_ids, RENEWALS_PER_CALL)?;
         let _room = self.room(ids.len() * 512)?;

@@ -17,6 +17,10 @@ pub struct Config {
     pub tls: TlsFiles,
     /// How many chunk bytes may be under way at a time.
     pub in_flight_bytes: u64,
+    /// Where health and metrics, and nothing else, are served without TLS; left out: nowhere.
+    pub health_listen: Option<SocketAddr>,
+    /// The file of the audit log; left out: none is written.
+    pub audit_log: Option<PathBuf>,
 }
 
 /// Reads the configuration from a file and the environment (`COFFER_GATEWAY__…`).
@@ -30,5 +34,7 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
             key: tls.path("key"),
         }),
         in_flight_bytes: reader.bytes_size("in_flight_bytes", 8 << 20..=8 << 30, 96 << 20),
+        health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
+        audit_log: reader.optional_path("audit_log"),
     })
 }

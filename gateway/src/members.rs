@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use coffer_model::descriptor::Member;
+use coffer_model::name::UserName;
 use coffer_model::session::PROOF_HEADER;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::v1 as pb;
@@ -17,6 +18,7 @@ use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::directory_service_server::DirectoryService;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
+use coffer_service::audit::note;
 use coffer_service::call::contained;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
 use coffer_service::peer::PeerId;
@@ -85,10 +87,19 @@ impl Members {
         Err(last)
     }
 
+    /// Says in the audit log which user a call is about, where that is the name of one.
+    fn note_user<M>(&self, request: &Request<M>, name: &str) {
+        if let Ok(name) = name.parse::<UserName>() {
+            note(request, |subject| subject.object = Some(format!("user {name}")));
+        }
+    }
+
     /// The request to pass on: the same message, and of the headers the session proof and deadline.
-    fn pass_on<M>(&self, request: Request<M>) -> Result<Passed<M>, Status> {
+    /// The audit log says that the call is about `object`.
+    fn pass_on<M>(&self, request: Request<M>, object: String) -> Result<Passed<M>, Status> {
+        note(&request, |subject| subject.object = Some(object));
         let mut headers = MetadataMap::new();
-        headers.insert_bin(PROOF_HEADER, self.door.admit(request.metadata())?);
+        headers.insert_bin(PROOF_HEADER, self.door.admit(&request)?);
         Ok(Passed { headers, message: request.into_inner() })
     }
 }
@@ -115,6 +126,11 @@ pub(crate) fn peer(role: &str, id: [u8; 16]) -> PeerId {
     PeerId::new(role, id).expect("our role names are valid")
 }
 
+/// An id for the audit log; what is too long to be one is cut.
+fn id_text(bytes: &[u8]) -> String {
+    bytes.iter().take(32).map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn directory(channel: Channel) -> DirectoryServiceClient<Channel> {
     DirectoryServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -130,7 +146,7 @@ impl DirectoryService for Members {
         // A submission signed by an identity (registration, new session) comes before any session.
         let mut headers = MetadataMap::new();
         if request.metadata().get_bin(PROOF_HEADER).is_some() {
-            headers.insert_bin(PROOF_HEADER, self.door.admit(request.metadata())?);
+            headers.insert_bin(PROOF_HEADER, self.door.admit(&request)?);
         }
         let passed = Passed { headers, message: request.into_inner() };
         self.ask(async |channel| directory(channel).submit(passed.request()).await).await
@@ -140,7 +156,8 @@ impl DirectoryService for Members {
         &self,
         request: Request<pb::ReadRequest>,
     ) -> Result<Response<pb::ReadResponse>, Status> {
-        let passed = self.pass_on(request)?;
+        let object = format!("{} queries", request.get_ref().queries.len());
+        let passed = self.pass_on(request, object)?;
         self.ask(async |channel| directory(channel).read(passed.request()).await).await
     }
 
@@ -148,7 +165,8 @@ impl DirectoryService for Members {
         &self,
         request: Request<pb::ListRequest>,
     ) -> Result<Response<pb::ListResponse>, Status> {
-        let passed = self.pass_on(request)?;
+        let object = id_text(&request.get_ref().directory);
+        let passed = self.pass_on(request, object)?;
         self.ask(async |channel| directory(channel).list(passed.request()).await).await
     }
 
@@ -156,7 +174,8 @@ impl DirectoryService for Members {
         &self,
         request: Request<pb::ListVersionsRequest>,
     ) -> Result<Response<pb::ListVersionsResponse>, Status> {
-        let passed = self.pass_on(request)?;
+        let object = id_text(&request.get_ref().inode);
+        let passed = self.pass_on(request, object)?;
         self.ask(async |channel| directory(channel).list_versions(passed.request()).await).await
     }
 
@@ -164,7 +183,8 @@ impl DirectoryService for Members {
         &self,
         request: Request<pb::IssueWriteTicketRequest>,
     ) -> Result<Response<pb::IssueWriteTicketResponse>, Status> {
-        let passed = self.pass_on(request)?;
+        let object = id_text(&request.get_ref().inode);
+        let passed = self.pass_on(request, object)?;
         self.ask(async |channel| directory(channel).issue_write_ticket(passed.request()).await)
             .await
     }
@@ -176,6 +196,7 @@ impl LoginService for Members {
         &self,
         request: Request<pb::StartRegistrationRequest>,
     ) -> Result<Response<pb::StartRegistrationResponse>, Status> {
+        self.note_user(&request, &request.get_ref().name);
         let message = request.into_inner();
         self.ask(async |channel| {
             LoginServiceClient::new(channel).start_registration(message.clone()).await
@@ -187,6 +208,7 @@ impl LoginService for Members {
         &self,
         request: Request<pb::StartLoginRequest>,
     ) -> Result<Response<pb::StartLoginResponse>, Status> {
+        self.note_user(&request, &request.get_ref().name);
         let message = request.into_inner();
         self.ask(async |channel| {
             LoginServiceClient::new(channel).start_login(message.clone()).await

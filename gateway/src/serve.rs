@@ -16,8 +16,10 @@ use coffer_service::health::Health;
 use coffer_service::server::{GrpcServer, ServerLimits};
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::{ClientAuth, LiveTls, TlsError};
+use coffer_service::watch::{Watch, WatchError};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
+use tower::Layer;
 
 use crate::chunks::Chunks;
 use crate::cluster::Cluster;
@@ -62,6 +64,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Calls cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// The server failed.
     #[error("the server failed")]
     Serve(#[source] tonic::transport::Error),
@@ -82,7 +87,17 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let door = Arc::new(Door::new(cluster_id));
     let members = Arc::new(Members::new(&descriptor.members, &tls, Arc::clone(&door))?);
     let cluster = Arc::new(Cluster::new(cluster_id, descriptor, Arc::clone(&members), &tls));
-    let health = Health::new().await;
+    let watch = Watch::start(
+        "gateway",
+        coffer_proto::methods(),
+        coffer_proto::REFUSALS,
+        config.audit_log.as_deref(),
+    )?;
+    let health = Health::new().await.with_metrics(watch.metrics());
+    if let Some(address) = config.health_listen {
+        let served = health.spawn_plain(address, &shutdown).await;
+        served.map_err(|source| Error::Listen { address, source })?;
+    }
     shutdown
         .spawn("follow the cluster", Arc::clone(&cluster).follow(health.clone(), shutdown.clone()));
     shutdown
@@ -103,7 +118,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     tracing::info!(address = %config.listen, cluster = %cluster_id, "gateway serving");
     let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
     GrpcServer::new(tls, limits)
-        .serve(listener, routes, shutdown.token())
+        .serve(listener, watch.layer(routes), shutdown.token())
         .await
         .map_err(Error::Serve)?;
     if let Err(error) = shutdown.drain(DRAIN_TIMEOUT).await {

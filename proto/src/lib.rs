@@ -32,3 +32,63 @@ pub const SLOTS_PER_QUERY: u64 = 1024;
 pub const PAGE_SIZE_MAX: u32 = 1000;
 /// The most bytes one write ticket allows.
 pub const TICKET_BYTES_MAX: u64 = 1 << 30;
+
+/// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
+pub const REFUSALS: [&str; 26] = [
+    "BUNDLE_REJECTED",
+    "CHUNK_ID_INVALID",
+    "CHUNK_TOO_LARGE",
+    "DISK_FULL",
+    "LOGIN_EXPIRED",
+    "NOT_A_MEMBER",
+    "NOT_A_SIBLING",
+    "NOT_IN_DESCRIPTOR",
+    "NOT_LEADER",
+    "NOT_READY",
+    "NOT_YOURS",
+    "NO_QUORUM",
+    "OVERLOADED",
+    "SESSION_CLOSED",
+    "SESSION_PROOF",
+    "SESSION_PROOF_INVALID",
+    "SESSION_REQUIRED",
+    "STORE_POISONED",
+    "TICKET_BUDGET",
+    "TICKET_EXPIRED",
+    "TICKET_FOREIGN",
+    "TICKET_FORGED",
+    "TICKET_NOT_ALLOWED",
+    "TOO_FEW_NODES",
+    "TOO_MANY_ATTEMPTS",
+    "WRONG_PASSWORD",
+];
+
+/// Every method there is, as it stands in a call: `/package.Service/Method`.
+pub fn methods() -> Vec<String> {
+    use prost::Message;
+    // The bytes are made by our own build.
+    let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default();
+    let mut methods = vec!["/grpc.health.v1.Health/Check".to_owned()];
+    for file in &files.file {
+        for service in &file.service {
+            for method in &service.method {
+                methods.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    methods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_named_as_calls_name_them() {
+        let methods = methods();
+        for wanted in ["/coffer.v1.ChunkService/PutChunks", "/coffer.v1.DirectoryService/Read"] {
+            assert!(methods.iter().any(|method| method == wanted), "{methods:?}");
+        }
+        assert!(REFUSALS.is_sorted());
+    }
+}

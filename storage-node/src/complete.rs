@@ -24,9 +24,11 @@ use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as wire;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::sibling_service_client::SiblingServiceClient;
+use coffer_service::call::contained;
 use coffer_service::channel::{ChannelOptions, ChannelPool};
 use coffer_service::health::Health;
 use coffer_service::identity::ProcessIdentity;
+use coffer_service::metrics::{IntGauge, Metrics, MetricsError};
 use coffer_service::peer::PeerId;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::LiveTls;
@@ -73,6 +75,7 @@ pub(crate) struct Completer<D: Disk> {
     pub(crate) report_every: Duration,
     pub(crate) poll_every: Duration,
     pub(crate) settle: Duration,
+    gauges: Gauges,
     channels: ChannelPool,
     siblings: BTreeMap<NodeId, Sibling>,
     /// Which member answered last.
@@ -93,6 +96,32 @@ pub(crate) struct Parts<D: Disk> {
     pub(crate) clock: Arc<LogClock>,
     pub(crate) layout: Arc<RwLock<Option<Arc<Layout>>>>,
     pub(crate) config: crate::config::Config,
+    pub(crate) gauges: Gauges,
+}
+
+/// What the node says of its store in its metrics, as of its last report.
+pub(crate) struct Gauges {
+    capacity_bytes: IntGauge,
+    used_bytes: IntGauge,
+    chunks: IntGauge,
+    missing: IntGauge,
+    poisoned: IntGauge,
+}
+
+impl Gauges {
+    pub(crate) fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
+        let gauge = |name, help| metrics.gauge(name, help);
+        Ok(Self {
+            capacity_bytes: gauge("coffer_storage_capacity_bytes", "Bytes this node offers")?,
+            used_bytes: gauge("coffer_storage_used_bytes", "Bytes of chunks that are kept")?,
+            chunks: gauge("coffer_storage_chunks", "Chunks that are kept")?,
+            missing: gauge(
+                "coffer_storage_missing_chunks",
+                "Chunks that belong here and are still to be fetched",
+            )?,
+            poisoned: gauge("coffer_storage_poisoned", "1 if the store takes no writes any more")?,
+        })
+    }
 }
 
 impl<D: Disk> Completer<D> {
@@ -112,6 +141,7 @@ impl<D: Disk> Completer<D> {
             report_every: parts.config.report_every,
             poll_every: parts.config.poll_every,
             settle: parts.config.settle,
+            gauges: parts.gauges,
             channels: ChannelPool::new(tls, options, 1024),
             siblings: BTreeMap::new(),
             member: 0,
@@ -178,6 +208,13 @@ impl<D: Disk> Completer<D> {
 
     async fn report(&mut self) -> Result<(), Status> {
         let totals = self.store.totals();
+        let missing_chunks = self.store.index().count_missing(COUNTED_MAX);
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.gauges.capacity_bytes.set(number(self.capacity_bytes));
+        self.gauges.used_bytes.set(number(totals.bytes));
+        self.gauges.chunks.set(number(totals.shards));
+        self.gauges.missing.set(number(missing_chunks));
+        self.gauges.poisoned.set(i64::from(self.store.poison().is_some()));
         let report = NodeReport {
             node: self.node,
             // Wall time: it rises over restarts; a clock that went back only delays a new address.
@@ -192,7 +229,7 @@ impl<D: Disk> Completer<D> {
             signature: Bytes::copy_from_slice(signature.as_bytes()),
             used_bytes: totals.bytes,
             chunks: totals.shards,
-            missing_chunks: self.store.index().count_missing(COUNTED_MAX),
+            missing_chunks,
             fault: self.store.fault().unwrap_or_default(),
         };
         let answer = self
@@ -243,7 +280,7 @@ impl<D: Disk> Completer<D> {
                     continue;
                 }
             };
-            match call(MemberServiceClient::new(channel)).await {
+            match contained(call(MemberServiceClient::new(channel))).await {
                 Ok(answer) => {
                     self.member = at;
                     return Ok(answer);
@@ -330,7 +367,8 @@ impl<D: Disk> Completer<D> {
         let mut client =
             SiblingServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let chunk_ids = chunks.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
-        let answer = client.pull_chunks(wire::PullChunksRequest { chunk_ids }).await?.into_inner();
+        let request = wire::PullChunksRequest { chunk_ids };
+        let answer = contained(client.pull_chunks(request)).await?.into_inner();
         let mut good = Vec::new();
         for (id, bytes) in chunks.iter().zip(answer.chunks) {
             if bytes.is_empty() {

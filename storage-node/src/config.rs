@@ -31,6 +31,11 @@ pub struct Config {
     /// `settle`: how long a committed chunk may still be on its way before it is fetched from a
     /// sibling.
     pub settle: Duration,
+    /// `health_listen`: where health and metrics, and nothing else, are served without TLS; left out:
+    /// nowhere.
+    pub health_listen: Option<SocketAddr>,
+    /// `audit_log`: the file of the audit log; left out: none is written.
+    pub audit_log: Option<PathBuf>,
 }
 
 /// Reads the configuration from a file and the environment (`COFFER_STORAGE__…`).
@@ -50,5 +55,7 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         report_every: reader.duration_ms("report_every", 50..=10_000, 3000),
         poll_every: reader.duration_ms("poll_every", 20..=10_000, 500),
         settle: reader.duration_ms("settle", 0..=60_000, 3000),
+        health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
+        audit_log: reader.optional_path("audit_log"),
     })
 }

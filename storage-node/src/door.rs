@@ -8,10 +8,11 @@ use coffer_model::descriptor::Descriptor;
 use coffer_model::id::ClusterId;
 use coffer_model::session::{PROOF_HEADER, SessionProof};
 use coffer_model::ticket::{Leave, Ticket, TicketError};
+use coffer_service::audit::note;
 use coffer_service::cache::BoundedCache;
 use coffer_service::status::status;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 /// Proofs and tickets that may come again.
 const REMEMBERED: usize = 16_384;
@@ -68,13 +69,25 @@ impl Door {
     }
 
     /// Checks the caller's session proof and ticket.
-    pub(crate) fn admit(
+    pub(crate) fn admit<T>(
         &self,
-        metadata: &MetadataMap,
+        request: &Request<T>,
         signed: &[u8],
     ) -> Result<Arc<Admitted>, Status> {
         let now = now_unix_ms();
-        let proof = self.proof(metadata, now)?;
+        let proof = self.proof(request.metadata(), now)?;
+        note(request, |subject| subject.session = Some(proof.certificate.as_hash().to_string()));
+        let admitted = self.admit_ticket(&proof, signed, now)?;
+        note(request, |subject| subject.principal = Some(admitted.ticket.principal.to_string()));
+        Ok(admitted)
+    }
+
+    fn admit_ticket(
+        &self,
+        proof: &SessionProof,
+        signed: &[u8],
+        now: u64,
+    ) -> Result<Arc<Admitted>, Status> {
         let name = blake3::hash(signed);
         if let Some(admitted) = self.tickets.get(&name) {
             let ticket = &admitted.ticket;
@@ -83,7 +96,7 @@ impl Door {
             }
         }
         let key = |member| self.descriptor.member_key(member);
-        let ticket = Ticket::verify(signed, &self.cluster, &proof, now, key)
+        let ticket = Ticket::verify(signed, &self.cluster, proof, now, key)
             .map_err(|error| refuse(&error))?;
         let admitted = Arc::new(Admitted { ticket, used: AtomicU64::new(0) });
         self.tickets

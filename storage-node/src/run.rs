@@ -17,11 +17,13 @@ use coffer_service::identity::{IdentityError, ProcessIdentity};
 use coffer_service::server::{GrpcServer, ServerLimits};
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::{ClientAuth, LiveTls, TlsError};
+use coffer_service::watch::{Watch, WatchError};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
+use tower::Layer;
 
 use crate::clock::LogClock;
-use crate::complete::{Completer, Parts};
+use crate::complete::{Completer, Gauges, Parts};
 use crate::config::Config;
 use crate::disk::Folder;
 use crate::door::Door;
@@ -77,6 +79,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Calls cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// The server failed.
     #[error("the server failed")]
     Serve(#[source] tonic::transport::Error),
@@ -110,6 +115,8 @@ struct Node {
     identity: Arc<ProcessIdentity>,
     descriptor: Arc<Descriptor>,
     tls: Arc<LiveTls>,
+    watch: Watch,
+    gauges: Gauges,
     store: Store<Folder>,
     writer: JoinHandle<()>,
 }
@@ -129,6 +136,13 @@ impl Node {
         }
         let (identity, descriptor) = (Arc::new(identity), Arc::new(descriptor));
         let tls = LiveTls::load(config.tls.clone(), ClientAuth::Optional).map_err(Error::Tls)?;
+        let watch = Watch::start(
+            ROLE,
+            coffer_proto::methods(),
+            coffer_proto::REFUSALS,
+            config.audit_log.as_deref(),
+        )?;
+        let gauges = Gauges::new(&watch.metrics()).map_err(WatchError::from)?;
 
         let disk = Folder::open(&config.data_dir.join("segments"))
             .map_err(|error| Error::Store(error.to_string()))?;
@@ -138,7 +152,7 @@ impl Node {
         let owner = Owner { cluster, node: id, signer };
         let (store, writer) = Store::open(disk, index, owner, config.segment_bytes)
             .map_err(|error| Error::Store(error.to_string()))?;
-        Ok(Self { config, cluster, id, identity, descriptor, tls, store, writer })
+        Ok(Self { config, cluster, id, identity, descriptor, tls, watch, gauges, store, writer })
     }
 
     /// Closes a node that was not served: a process must not end while its store is being closed.
@@ -148,13 +162,14 @@ impl Node {
     }
 
     async fn serve(self, listener: TcpListener, shutdown: &Shutdown) -> Result<(), Error> {
-        let Self { config, cluster, id, identity, descriptor, tls, store, writer } = self;
+        let Self { config, cluster, id, identity, descriptor, tls, watch, gauges, store, writer } =
+            self;
         // A part of its own, so that it can be ended where the server fails by itself.
         let part = shutdown.child();
         let clock = Arc::new(LogClock::default());
         let layout = Arc::new(RwLock::new(None));
-        let health = Health::new().await;
-        let (listen, totals) = (config.listen, store.totals());
+        let health = Health::new().await.with_metrics(watch.metrics());
+        let (listen, health_listen, totals) = (config.listen, config.health_listen, store.totals());
         let completer = Completer::new(
             Parts {
                 cluster,
@@ -162,12 +177,17 @@ impl Node {
                 identity,
                 descriptor: Arc::clone(&descriptor),
                 store: store.clone(),
+                gauges,
                 clock: Arc::clone(&clock),
                 layout: Arc::clone(&layout),
                 config,
             },
             &tls,
         );
+        if let Some(address) = health_listen {
+            let served = health.spawn_plain(address, &part).await;
+            served.map_err(|source| Error::Listen { address, source })?;
+        }
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
         part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
 
@@ -186,7 +206,8 @@ impl Node {
             );
         tracing::info!(node = %id, address = %listen, chunks = totals.shards, "storage node serving");
         let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
-        let served = GrpcServer::new(tls, limits).serve(listener, routes, part.token()).await;
+        let served =
+            GrpcServer::new(tls, limits).serve(listener, watch.layer(routes), part.token()).await;
         part.cancel();
         if let Err(error) = part.drain(DRAIN_TIMEOUT).await {
             tracing::warn!(%error, "some work did not end in time");

@@ -13,6 +13,7 @@ use coffer_proto::internal::{PullChunksRequest, PullChunksResponse};
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, RENEWALS_PER_CALL};
+use coffer_service::audit::note;
 use coffer_service::server::peer_of;
 use coffer_service::status::status;
 use tokio::sync::Semaphore;
@@ -108,6 +109,11 @@ fn parse_ids(ids: &[Bytes], most: usize) -> Result<Vec<ChunkId>, Status> {
     parsed.map_err(|_| invalid("CHUNK_ID_INVALID", "a chunk id has 32 bytes"))
 }
 
+/// Says in the audit log how many chunks a call is about.
+fn about<T>(request: &Request<T>, chunks: usize) {
+    note(request, |subject| subject.object = Some(format!("{chunks} chunks")));
+}
+
 /// Hashes chunks, off the async threads.
 pub(crate) async fn hash_all(chunks: Vec<Bytes>) -> Result<Vec<SealedChunk<Bytes>>, Status> {
     let hashed = tokio::task::spawn_blocking(move || {
@@ -132,7 +138,8 @@ impl<D: Disk> ChunkService for Service<D> {
         &self,
         request: Request<pb::PutChunksRequest>,
     ) -> Result<Response<pb::PutChunksResponse>, Status> {
-        let admitted = self.0.door.admit(request.metadata(), &request.get_ref().ticket)?;
+        about(&request, request.get_ref().chunks.len());
+        let admitted = self.0.door.admit(&request, &request.get_ref().ticket)?;
         let chunks = request.into_inner().chunks;
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
@@ -156,7 +163,8 @@ impl<D: Disk> ChunkService for Service<D> {
         &self,
         request: Request<pb::GetChunksRequest>,
     ) -> Result<Response<pb::GetChunksResponse>, Status> {
-        let admitted = self.0.door.admit(request.metadata(), &request.get_ref().ticket)?;
+        about(&request, request.get_ref().chunk_ids.len());
+        let admitted = self.0.door.admit(&request, &request.get_ref().ticket)?;
         let chunk_ids = request.into_inner().chunk_ids;
         let ids = parse_ids(&chunk_ids, CHUNKS_PER_CALL)?;
         admitted.read(&ids)?;
@@ -173,7 +181,8 @@ impl<D: Disk> ChunkService for Service<D> {
         &self,
         request: Request<pb::RenewReceiptsRequest>,
     ) -> Result<Response<pb::RenewReceiptsResponse>, Status> {
-        let admitted = self.0.door.admit(request.metadata(), &request.get_ref().ticket)?;
+        about(&request, request.get_ref().chunk_ids.len());
+        let admitted = self.0.door.admit(&request, &request.get_ref().ticket)?;
         // It writes no chunk, but it takes leave to write.
         admitted.write(0)?;
         let ids = parse_ids(&request.get_ref().chunk_ids, RENEWALS_PER_CALL)?;
@@ -197,6 +206,7 @@ impl<D: Disk> SiblingService for Service<D> {
         &self,
         request: Request<PullChunksRequest>,
     ) -> Result<Response<PullChunksResponse>, Status> {
+        about(&request, request.get_ref().chunk_ids.len());
         let sibling = peer_of(&request)
             .filter(|peer| peer.role() == ROLE)
             .map(|peer| NodeId::from_bytes(*peer.id()))

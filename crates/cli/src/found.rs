@@ -59,6 +59,9 @@ pub(crate) struct Process {
     pub(crate) address: SocketAddr,
     /// Its id in hexadecimal, as `coffer status` shows it.
     pub(crate) id: String,
+    /// Where it serves health and metrics.
+    #[serde(default)]
+    pub(crate) health: Option<SocketAddr>,
 }
 
 /// A founded cluster.
@@ -132,6 +135,7 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
     };
     let inside = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     let gateway_address = free_address(size.gateway)?;
+    let gateway_health = free_address(inside)?;
 
     let (mut processes, mut members, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=size.members {
@@ -139,14 +143,18 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
         let (id, key) = coffer_metadata_raft::init(&data_dir(dir, &name))?;
         let address = free_address(inside)?;
         members.push(Member { id, key, address: address.to_string() });
-        processes.push(Process { name, role: Role::Metadata, address, id: id.to_string() });
+        let health = Some(free_address(inside)?);
+        let id = id.to_string();
+        processes.push(Process { name, role: Role::Metadata, address, id, health });
     }
     for number in 1..=size.nodes {
         let name = format!("storage-{number}");
         let (id, key) = coffer_storage_node::init(&data_dir(dir, &name))?;
         let address = free_address(inside)?;
         nodes.push(StorageNode { id, key, zone: String::new(), weight: 1 });
-        processes.push(Process { name, role: Role::Storage, address, id: id.to_string() });
+        let id = id.to_string();
+        let health = Some(free_address(inside)?);
+        processes.push(Process { name, role: Role::Storage, address, id, health });
     }
 
     let mut nonce = [0; 16];
@@ -181,6 +189,7 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
         role: Role::Gateway,
         address: gateway_address,
         id: gateway.to_string().rsplit('/').next().unwrap_or_default().to_owned(),
+        health: Some(gateway_health),
     });
     let gateway_host = gateway_address.ip().to_string();
     for (number, process) in processes.iter().enumerate() {
@@ -216,6 +225,10 @@ fn data_dir(dir: &Path, name: &str) -> PathBuf {
     dir.join(name).join("data")
 }
 
+fn audit_file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name).join("audit.jsonl")
+}
+
 fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -> String {
     let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
     let mut text = format!(
@@ -234,12 +247,18 @@ fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -
         }
         Role::Storage => {
             text += &format!(
-                "data_dir = {}\nadvertise = \"{}\"\n",
+                "data_dir = {}\nadvertise = \"{}\"\naudit_log = {}\n",
                 quoted(&data_dir(dir, &process.name)),
-                process.address
+                process.address,
+                quoted(&audit_file(dir, &process.name))
             );
         }
-        Role::Gateway => {}
+        Role::Gateway => {
+            text += &format!("audit_log = {}\n", quoted(&audit_file(dir, &process.name)));
+        }
+    }
+    if let Some(health) = process.health {
+        text += &format!("health_listen = \"{health}\"\n");
     }
     text += &format!(
         "\n[tls]\nca = {}\ncertificate = {}\nkey = {}\n",

@@ -1,5 +1,13 @@
 //! `grpc.health.v1`: whether the process is alive, and whether it wants work.
 
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +19,9 @@ use tonic_health::pb::health_check_response::ServingStatus as Told;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 
 /// The health service's name of "this process wants work"; it is the one asked for when none is named.
 pub const READY: &str = "";
@@ -27,10 +38,18 @@ pub async fn is_ready(channel: Channel) -> Result<bool, tonic::Status> {
     Ok(answer.into_inner().status() == Told::Serving)
 }
 
+fn scrape(metrics: &Metrics) -> Response {
+    match metrics.text() {
+        Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
 /// The health of a process. Clones speak of the same process.
 #[derive(Clone, Debug)]
 pub struct Health {
     reporter: HealthReporter,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Health {
@@ -40,7 +59,12 @@ impl Health {
         // tonic starts out with "serving".
         reporter.set_service_status(READY, ServingStatus::NotServing).await;
         reporter.set_service_status(ALIVE, ServingStatus::Serving).await;
-        Self { reporter }
+        Self { reporter, metrics: None }
+    }
+
+    /// The same, with metrics beside it on the plain-text port.
+    pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// The process wants work.
@@ -64,16 +88,34 @@ impl Health {
         HealthServer::new(HealthService::from_health_reporter(self.reporter.clone()))
     }
 
-    /// Serves health, and nothing else, without TLS, for probes that have no certificate. Ends when
-    /// `shutdown` is cancelled; open watches are dropped then.
+    /// Serves health and metrics on `address` without TLS, in a task of its own, until shutdown.
+    pub async fn spawn_plain(&self, address: SocketAddr, shutdown: &Shutdown) -> io::Result<()> {
+        let listener = TcpListener::bind(address).await?;
+        let (health, stop) = (self.clone(), shutdown.token());
+        shutdown.spawn("serve health and metrics", async move {
+            if let Err(error) = health.serve_plain(listener, stop).await {
+                tracing::warn!(%error, "health and metrics are not served any more");
+            }
+        });
+        Ok(())
+    }
+
+    /// Serves health, and where there are metrics also `GET /metrics`, without TLS, for probes and scrapers that
+    /// have no certificate; nothing else is served so. Ends when `shutdown` is cancelled; open watches
+    /// are dropped then.
     pub async fn serve_plain(
         &self,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
+        let mut router = Routes::new(self.service()).into_axum_router();
+        if let Some(metrics) = self.metrics.clone() {
+            router = router.route("/metrics", get(async move || scrape(&metrics)));
+        }
         let serving = Server::builder()
+            .accept_http1(true)
             .max_concurrent_streams(PLAIN_STREAMS_MAX)
-            .serve_with_incoming(Routes::new(self.service()), TcpListenerStream::new(listener));
+            .serve_with_incoming(Routes::from(router), TcpListenerStream::new(listener));
         tokio::select! {
             result = serving => result,
             () = shutdown.cancelled() => Ok(()),

@@ -4,6 +4,7 @@
 //! Nothing here knows what the processes serve. The crate holds no global state but the tracing
 //! subscriber, and starts no task that its caller did not ask for.
 
+pub mod audit;
 pub mod cache;
 pub mod call;
 pub mod channel;
@@ -12,6 +13,7 @@ pub mod files;
 pub mod health;
 pub mod identity;
 pub mod memory;
+pub mod metrics;
 pub mod one_box;
 pub mod peer;
 pub mod retry;
@@ -20,3 +22,4 @@ pub mod shutdown;
 pub mod status;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;

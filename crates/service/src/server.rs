@@ -1,11 +1,12 @@
 //! The gRPC server of a process: it accepts, shakes hands, and hands ready connections to tonic.
 //!
 //! tonic's own TLS cannot change its certificates, so the handshake is ours. There is no plain-text
-//! mode; only health has one ([`crate::health::Health::serve_plain`]).
+//! mode; only health and metrics have one ([`crate::health::Health::serve_plain`]).
 
 use std::fmt;
 use std::future::{Future, pending};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,6 +101,11 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// Where the connection comes from.
+    pub fn remote_addr(&self) -> Option<SocketAddr> {
+        self.tls.get_ref().remote_addr()
+    }
+
     /// Who the peer's certificate says it is.
     pub const fn peer(&self) -> Option<&PeerId> {
         self.peer.as_ref()

@@ -251,6 +251,8 @@ impl Cluster {
             report_every: Duration::from_millis(50),
             poll_every: Duration::from_millis(20),
             settle: Duration::ZERO,
+            health_listen: None,
+            audit_log: None,
         }
     }
 

@@ -194,6 +194,33 @@ async fn health_can_be_asked_without_tls_and_nothing_else_can() {
     health.set_part("unheard-of", false).await;
     let known = HealthClient::new(channel).check(part).await.unwrap();
     assert_eq!(known.into_inner().status, NOT_SERVING);
+    // Nor can metrics, where there are none.
+    assert!(!scrape(addr).await.contains("process_start_time_seconds"));
     stop.cancel();
     tokio::time::timeout(LONG, task).await.unwrap().unwrap().unwrap();
+}
+
+async fn scrape(addr: std::net::SocketAddr) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn metrics_are_scraped_over_plain_http() {
+    let shutdown = coffer_service::shutdown::Shutdown::new();
+    let metrics = coffer_service::metrics::Metrics::new([], ["SESSION_CLOSED"]).unwrap();
+    let health = Health::new().await.with_metrics(metrics);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let stop = shutdown.token();
+    tokio::spawn(async move { health.serve_plain(listener, stop).await });
+    let answer = scrape(addr).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("content-type: text/plain"), "{answer}");
+    assert!(answer.contains("coffer_refused_total{reason=\"SESSION_CLOSED\"} 0"), "{answer}");
 }

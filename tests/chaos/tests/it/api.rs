@@ -25,7 +25,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-fn channel(cluster: &Cluster, address: &str) -> Channel {
+pub(crate) fn channel(cluster: &Cluster, address: &str) -> Channel {
     let ca = std::fs::read(cluster.authority()).unwrap();
     let ca = CertificateDer::from_pem_slice(&ca).unwrap();
     let tls = Arc::new(client_config_without_certificate(&[ca]).unwrap());
@@ -37,7 +37,7 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap()
 }
 
-fn with_proof<M>(message: M, proof: &[u8]) -> Request<M> {
+pub(crate) fn with_proof<M>(message: M, proof: &[u8]) -> Request<M> {
     let mut request = Request::new(message);
     request.metadata_mut().insert_bin(PROOF_HEADER, MetadataValue::from_bytes(proof));
     request

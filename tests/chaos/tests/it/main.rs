@@ -9,3 +9,4 @@ mod confidential;
 mod faults;
 mod hot_directory;
 mod large;
+mod observed;
