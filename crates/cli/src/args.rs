@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
 use crate::roles::RoleArgs;
 
@@ -267,6 +268,18 @@ pub(crate) enum Command {
     Status,
     /// Versions of this program and of the cluster
     Version,
+    /// Measure a cluster of processes on this machine, beside what the machine could do at best
+    Bench(BenchArgs),
+    /// Print what makes a shell complete commands and options
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one for each command
+    Man {
+        /// Into this folder
+        dir: PathBuf,
+    },
     /// Run a whole cluster on this machine
     Dev(DevArgs),
     /// Server role: a metadata member

@@ -84,6 +84,39 @@ pub(crate) async fn run(args: DevArgs) -> Result<()> {
     Ok(())
 }
 
+/// A cluster for as long as a command runs, without restarts.
+pub(crate) struct Temporary {
+    pub(crate) founded: Founded,
+    running: Vec<Running>,
+}
+
+impl Temporary {
+    /// Founds and starts a cluster in `dir` and waits until it serves.
+    pub(crate) async fn start(dir: &Path) -> Result<Self> {
+        let gateway = SocketAddr::from(([127, 0, 0, 1], 0));
+        let founded = load_or_found(dir, Size { members: 3, nodes: 3, gateway })?;
+        let binary = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut running = Vec::with_capacity(founded.processes.len());
+        for process in &founded.processes {
+            running.push(start(&binary, dir, process)?);
+        }
+        if let Err(error) = wait_until_ready(dir, &founded, &mut running).await {
+            stop_all(running).await;
+            return Err(error);
+        }
+        Ok(Self { founded, running })
+    }
+
+    /// The ids of its processes.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.running.iter().filter_map(|running| running.child.id()).collect()
+    }
+
+    pub(crate) async fn stop(self) {
+        stop_all(self.running).await;
+    }
+}
+
 fn start(binary: &Path, dir: &Path, process: &Process) -> Result<Running> {
     let folder = dir.join(&process.name);
     let log = std::fs::File::options()

@@ -2,6 +2,7 @@
 //! It only wires: every decision is in the crates it calls.
 
 mod args;
+mod bench;
 mod commands;
 mod dev;
 mod exit;
@@ -48,6 +49,12 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Dev(args) => dev::run(args).await,
+        Command::Bench(args) => bench::run(args, cli.global.json).await,
+        Command::Completion { shell } => {
+            output::completion(shell);
+            Ok(())
+        }
+        Command::Man { dir } => output::man_pages(&dir),
         Command::Metadata(args) => roles::run(Server::Metadata, args).await,
         Command::Storage(args) => roles::run(Server::Storage, args).await,
         Command::Gateway(args) => roles::run(Server::Gateway, args).await,

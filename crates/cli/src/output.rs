@@ -3,12 +3,17 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use anyhow::{Context, Result};
+use clap::CommandFactory;
 use coffer_client::{EntryInfo, Stat, VersionInfo};
 use coffer_model::object::Kind;
 use coffer_proto::v1::GetStatusResponse;
 use serde_json::{Value, json};
+
+use crate::args::Cli;
 
 /// An error with its causes, on one line.
 pub(crate) fn report(error: &anyhow::Error) {
@@ -23,6 +28,19 @@ pub(crate) fn line(text: &str) {
 /// One line that is no result.
 pub(crate) fn remark(text: &str) {
     eprintln!("{text}");
+}
+
+/// What makes a shell complete our commands.
+pub(crate) fn completion(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "coffer", &mut std::io::stdout());
+}
+
+/// One manual page for each command.
+pub(crate) fn man_pages(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    clap_mangen::generate_to(Cli::command(), dir)
+        .with_context(|| format!("cannot write into {}", dir.display()))?;
+    Ok(())
 }
 
 /// A value for programs.

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use prometheus::process_collector::ProcessCollector;
+pub use prometheus::{Error as MetricsError, IntCounter, IntGauge};
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
 };
-pub use prometheus::{Error as MetricsError, IntGauge};
 use tonic::Code;
 
 /// The label of what has no label of its own.
@@ -87,6 +87,13 @@ impl Metrics {
         let gauge = IntGauge::new(name, help)?;
         self.registry.register(Box::new(gauge.clone()))?;
         Ok(gauge)
+    }
+
+    /// A number of a role's own that only goes up; it begins at zero. One name is one counter.
+    pub fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        let counter = IntCounter::new(name, help)?;
+        self.registry.register(Box::new(counter.clone()))?;
+        Ok(counter)
     }
 
     /// Everything, in Prometheus' text format.
