@@ -16,6 +16,8 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod history;
+
 /// Everything a test waits for comes within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How often a condition is looked at.
@@ -36,6 +38,7 @@ pub struct Cluster {
     dir: TempDir,
     runtime: TempDir,
     dev: Option<Child>,
+    restart_after: u32,
     /// `host:port` of the gateway.
     pub address: String,
 }
@@ -43,10 +46,15 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a new cluster and waits until it serves.
     pub fn start() -> Result<Self> {
+        Self::start_with(0)
+    }
+
+    /// As [`Self::start`]; what dies is started again after so many seconds (0: it stays dead).
+    pub fn start_with(restart_after: u32) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coffer-chaos").tempdir()?;
         // Sessions live in memory only.
         let runtime = tempfile::Builder::new().prefix("coffer-chaos").tempdir_in("/dev/shm")?;
-        let mut cluster = Self { dir, runtime, dev: None, address: String::new() };
+        let mut cluster = Self { dir, runtime, dev: None, address: String::new(), restart_after };
         cluster.start_again()?;
         Ok(cluster)
     }
@@ -55,7 +63,9 @@ impl Cluster {
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.dev.is_none(), "the cluster runs already");
         let mut dev = Command::new(coffer_binary()?)
-            .args(["dev", "--listen", "127.0.0.1:0", "--restart-after", "0", "--dir"])
+            .args(["dev", "--listen", "127.0.0.1:0", "--restart-after"])
+            .arg(self.restart_after.to_string())
+            .arg("--dir")
             .arg(self.cluster_dir())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

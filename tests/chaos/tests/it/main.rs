@@ -9,4 +9,5 @@ mod confidential;
 mod faults;
 mod hot_directory;
 mod large;
+mod linear;
 mod observed;
