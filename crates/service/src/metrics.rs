@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use prometheus::process_collector::ProcessCollector;
-pub use prometheus::{Error as MetricsError, IntCounter, IntGauge};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
 };
+pub use prometheus::{Error as MetricsError, IntCounter, IntGauge};
 use tonic::Code;
 
 /// The label of what has no label of its own.
