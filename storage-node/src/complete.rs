@@ -28,7 +28,7 @@ use coffer_service::call::contained;
 use coffer_service::channel::{ChannelOptions, ChannelPool};
 use coffer_service::health::Health;
 use coffer_service::identity::ProcessIdentity;
-use coffer_service::metrics::{IntGauge, Metrics, MetricsError};
+use coffer_service::metrics::{IntCounter, IntGauge, Metrics, MetricsError};
 use coffer_service::peer::PeerId;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::LiveTls;
@@ -105,6 +105,8 @@ pub(crate) struct Gauges {
     used_bytes: IntGauge,
     chunks: IntGauge,
     missing: IntGauge,
+    quarantined: IntGauge,
+    corrupt: IntCounter,
     poisoned: IntGauge,
 }
 
@@ -118,6 +120,14 @@ impl Gauges {
             missing: gauge(
                 "coffer_storage_missing_chunks",
                 "Chunks that belong here and are still to be fetched",
+            )?,
+            quarantined: gauge(
+                "coffer_storage_quarantined_chunks",
+                "Chunks that were found damaged and are still to be fetched again",
+            )?,
+            corrupt: metrics.counter(
+                "coffer_storage_corrupt_total",
+                "Chunks that were found damaged since the start",
             )?,
             poisoned: gauge("coffer_storage_poisoned", "1 if the store takes no writes any more")?,
         })
@@ -208,12 +218,14 @@ impl<D: Disk> Completer<D> {
 
     async fn report(&mut self) -> Result<(), Status> {
         let totals = self.store.totals();
-        let missing_chunks = self.store.index().count_missing(COUNTED_MAX);
+        let missing = self.store.index().count_missing(COUNTED_MAX);
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.gauges.capacity_bytes.set(number(self.capacity_bytes));
         self.gauges.used_bytes.set(number(totals.bytes));
         self.gauges.chunks.set(number(totals.shards));
-        self.gauges.missing.set(number(missing_chunks));
+        self.gauges.missing.set(number(missing.chunks));
+        self.gauges.quarantined.set(number(missing.quarantined));
+        self.gauges.corrupt.inc_by(self.store.corrupt().saturating_sub(self.gauges.corrupt.get()));
         self.gauges.poisoned.set(i64::from(self.store.poison().is_some()));
         let report = NodeReport {
             node: self.node,
@@ -229,7 +241,7 @@ impl<D: Disk> Completer<D> {
             signature: Bytes::copy_from_slice(signature.as_bytes()),
             used_bytes: totals.bytes,
             chunks: totals.shards,
-            missing_chunks,
+            missing_chunks: missing.chunks,
             fault: self.store.fault().unwrap_or_default(),
         };
         let answer = self
@@ -317,8 +329,7 @@ impl<D: Disk> Completer<D> {
                 absent.push(chunk);
             }
         }
-        let index = self.store.index();
-        index.note_missing(&absent, now_unix_ms(), answer.next).map_err(StoreError::from)?;
+        self.store.note_missing(&absent, now_unix_ms(), answer.next)?;
         Ok(answer.more)
     }
 
@@ -338,7 +349,7 @@ impl<D: Disk> Completer<D> {
             }
         }
         if !here.is_empty() {
-            self.store.index().forget_missing(&here).map_err(StoreError::from)?;
+            self.store.forget_missing(&here)?;
         }
         let Plan { asked, rest } = plan(layout, self.node, &self.siblings, &wanted, self.pass);
         // The next round goes on where this one ends, and at the end from the beginning.
@@ -385,7 +396,7 @@ impl<D: Disk> Completer<D> {
         let ids: Vec<ChunkId> = good.iter().map(SealedChunk::id).collect();
         let keep_until = self.clock.now().unwrap_or(LogTime::ZERO).plus_ms(HOLD_MS);
         self.store.put(good, keep_until).await?;
-        self.store.index().forget_missing(&ids).map_err(StoreError::from)?;
+        self.store.forget_missing(&ids)?;
         tracing::debug!(%sibling, chunks = ids.len(), "copies fetched");
         Ok(true)
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use coffer_service::config::{ConfigError, Reader, read};
 use coffer_service::tls::TlsFiles;
 
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// What a storage node reads at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -31,6 +33,10 @@ pub struct Config {
     /// `settle`: how long a committed chunk may still be on its way before it is fetched from a
     /// sibling.
     pub settle: Duration,
+    /// `scrub_every`: how long it takes at least to read everything back once and check it.
+    pub scrub_every: Duration,
+    /// `scrub_bytes_per_second`: how fast it is read at most.
+    pub scrub_bytes_per_second: u64,
     /// `health_listen`: where health and metrics, and nothing else, are served without TLS; left out:
     /// nowhere.
     pub health_listen: Option<SocketAddr>,
@@ -55,6 +61,12 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         report_every: reader.duration_ms("report_every", 50..=10_000, 3000),
         poll_every: reader.duration_ms("poll_every", 20..=10_000, 500),
         settle: reader.duration_ms("settle", 0..=60_000, 3000),
+        scrub_every: reader.duration_ms("scrub_every", 1000..=365 * DAY_MS, 7 * DAY_MS),
+        scrub_bytes_per_second: reader.bytes_size(
+            "scrub_bytes_per_second",
+            64 << 10..=1 << 34,
+            20 << 20,
+        ),
         health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
         audit_log: reader.optional_path("audit_log"),
     })

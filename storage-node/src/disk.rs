@@ -3,11 +3,13 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use coffer_service::files::{PRIVATE_FILE, create_private_dir, sync_directory};
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs};
+use rustix::io::Errno;
 
 /// A folder of segment files.
 pub(crate) trait Disk: Send + Sync + 'static {
@@ -28,6 +30,9 @@ pub(crate) trait Segment: Send + Sync + 'static {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reads exactly `length` bytes at `offset`.
     fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// Asks the system to forget what it keeps of these bytes in memory, so that the next read is one
+    /// of the disk. It may not heed that; what is not durable yet it does not forget.
+    fn uncache(&self, offset: u64, length: u64);
     /// Makes everything written so far durable.
     fn sync(&self) -> io::Result<()>;
     /// The file's length.
@@ -39,6 +44,15 @@ const UNFINISHED: &str = "unfinished";
 /// What stays free beside a new segment. The index stands on the same volume: without room it fails,
 /// and does not open again, and then nothing can be read either.
 const SPARE_BYTES: u64 = 64 << 20;
+
+/// Whether a read failed because of the bytes that were asked for, and not of the disk as a whole: a
+/// bad sector, a checksum of the file system's own that does not match, or a file that has lost its
+/// end.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    let system = error.raw_os_error().map(Errno::from_raw_os_error);
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || matches!(system, Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN))
+}
 
 /// Segments as files `<number>.seg` in a folder.
 pub(crate) struct Folder(PathBuf);
@@ -75,7 +89,7 @@ fn make(path: &Path, bytes: u64, header: &[u8]) -> io::Result<File> {
     let file = options.open(path)?;
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         // Not every file system reserves space; then the file is sparse.
-        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes)?,
+        Err(Errno::OPNOTSUPP) => file.set_len(bytes)?,
         other => other?,
     }
     file.write_all_at(header, 0)?;
@@ -131,6 +145,12 @@ impl Segment for File {
         let mut bytes = vec![0; length];
         self.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
+    }
+
+    fn uncache(&self, offset: u64, length: u64) {
+        // Advice: where it is not taken, the next read is answered from memory, and is as good as any
+        // other read.
+        let _ = fadvise(self, offset, NonZeroU64::new(length), Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {

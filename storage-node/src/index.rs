@@ -21,6 +21,8 @@ const MISSING: &str = "missing";
 const CURSOR: &[u8] = b"cursor";
 const TOTALS: &[u8] = b"totals";
 const OWNER: &[u8] = b"owner";
+/// Not `scrub`: what begins with `s` is a segment's.
+const PASS: &[u8] = b"pass";
 const SEGMENT_PREFIX: u8 = b's';
 /// Rows of lost shards that are written at once; a whole segment's would take up much memory.
 const LOST_PER_BATCH: usize = 4096;
@@ -38,12 +40,37 @@ pub(crate) struct Location {
 }
 
 impl Location {
+    /// Whether this is the record that `other` is.
+    pub(crate) fn is_record_of(&self, other: &Self) -> bool {
+        (self.segment, self.offset) == (other.segment, other.offset)
+    }
+
     /// Where the shard ends in its segment.
     pub(crate) fn end(&self) -> u64 {
         let header = RECORD_HEADER_BYTES as u64;
         self.offset.saturating_add(header).saturating_add(u64::from(self.length))
     }
 }
+
+/// How far a pass of scrubbing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Pass {
+    /// When it began, ms since the Unix epoch.
+    pub(crate) began_unix_ms: u64,
+    /// The last shard that was looked at; none at the beginning.
+    pub(crate) after: Option<ShardKey>,
+}
+
+/// How many chunks are missing, and how many of them because they were found damaged here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) chunks: u64,
+    pub(crate) quarantined: u64,
+}
+
+/// The time at which a quarantined chunk was noticed, as its row of missing chunks says it: it was
+/// here, so nobody need wait until it arrives.
+pub(crate) const QUARANTINED: u64 = 0;
 
 /// How much is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -72,7 +99,10 @@ pub(crate) struct Index {
 /// A change of the index, all or nothing.
 #[derive(Default)]
 pub(crate) struct IndexBatch {
+    /// Chunks of those that are quarantined are missing from now on.
     pub(crate) shards: Vec<(ShardKey, Location)>,
+    /// Chunks of which there is a good copy again: they are not missing any more.
+    pub(crate) mended: Vec<ChunkId>,
     pub(crate) totals: Option<Totals>,
     /// Segment and the offset up to which it is indexed.
     pub(crate) indexed: Vec<(u64, u64)>,
@@ -150,7 +180,7 @@ impl Index {
             lost += 1;
             let location = Location { quarantined: true, ..location };
             rows.put_cf(self.family(SHARDS), key, encode(&location));
-            rows.put_cf(self.family(MISSING), shard.chunk.as_bytes(), encode(&0_u64));
+            rows.put_cf(self.family(MISSING), shard.chunk.as_bytes(), encode(&QUARANTINED));
             if rows.len() >= LOST_PER_BATCH {
                 self.db.write(std::mem::take(&mut rows))?;
             }
@@ -174,6 +204,12 @@ impl Index {
         let mut rows = WriteBatch::default();
         for (key, location) in &batch.shards {
             rows.put_cf(self.family(SHARDS), encode(key), encode(location));
+            if location.quarantined {
+                rows.put_cf(self.family(MISSING), key.chunk.as_bytes(), encode(&QUARANTINED));
+            }
+        }
+        for chunk in &batch.mended {
+            rows.delete_cf(self.family(MISSING), chunk.as_bytes());
         }
         if let Some(totals) = &batch.totals {
             rows.put_cf(self.family(META), TOTALS, encode(totals));
@@ -189,7 +225,39 @@ impl Index {
         Ok(self.load(META, CURSOR)?.unwrap_or(0))
     }
 
-    /// Notes missing chunks, with the time they were noticed, and moves the cursor on.
+    /// Up to `limit` shards behind `after`, in the order of their keys.
+    pub(crate) fn shards_after(
+        &self,
+        after: Option<&ShardKey>,
+        limit: usize,
+    ) -> Result<Vec<ShardKey>, IndexError> {
+        let start = after.map(encode).unwrap_or_default();
+        let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
+        let mut found = Vec::new();
+        for row in self.db.iterator_cf(self.family(SHARDS), mode) {
+            let (key, _) = row?;
+            let key: ShardKey = decode("shard key", &key).map_err(damaged)?;
+            if Some(&key) != after {
+                found.push(key);
+            }
+            if found.len() == limit {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// How far the pass has come that was under way last.
+    pub(crate) fn pass(&self) -> Result<Option<Pass>, IndexError> {
+        self.load(META, PASS)
+    }
+
+    pub(crate) fn set_pass(&self, pass: &Pass) -> Result<(), IndexError> {
+        Ok(self.db.put_cf(self.family(META), PASS, encode(pass))?)
+    }
+
+    /// Notes missing chunks, with the time they were noticed, and moves the cursor on. Of those that
+    /// are noted already the older time stays.
     pub(crate) fn note_missing(
         &self,
         chunks: &[ChunkId],
@@ -197,8 +265,11 @@ impl Index {
         cursor: u64,
     ) -> Result<(), IndexError> {
         let mut rows = WriteBatch::default();
+        let missing = self.family(MISSING);
         for chunk in chunks {
-            rows.put_cf(self.family(MISSING), chunk.as_bytes(), encode(&noticed_unix_ms));
+            if self.db.get_pinned_cf(missing, chunk.as_bytes())?.is_none() {
+                rows.put_cf(missing, chunk.as_bytes(), encode(&noticed_unix_ms));
+            }
         }
         rows.put_cf(self.family(META), CURSOR, encode(&cursor));
         Ok(self.db.write(rows)?)
@@ -231,12 +302,17 @@ impl Index {
     }
 
     /// How many chunks are missing, counted up to `limit`.
-    pub(crate) fn count_missing(&self, limit: usize) -> u64 {
-        let rows = self.db.iterator_cf(self.family(MISSING), IteratorMode::Start);
-        rows.take(limit).count() as u64
+    pub(crate) fn count_missing(&self, limit: usize) -> Missing {
+        let mut missing = Missing::default();
+        for row in self.db.iterator_cf(self.family(MISSING), IteratorMode::Start).take(limit) {
+            missing.chunks += 1;
+            let noticed = row.ok().and_then(|(_, noticed)| decode::<u64>("time", &noticed).ok());
+            missing.quarantined += u64::from(noticed == Some(QUARANTINED));
+        }
+        missing
     }
 
-    /// Makes everything durable; for a clean stop.
+    /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), IndexError> {
         Ok(self.db.flush_wal(true)?)
     }

@@ -3,7 +3,8 @@
 //! A put is acknowledged when it is on disk, with a receipt the node signs. A get is checked against
 //! the chunk's id before it leaves. Who may do either is said by tickets, which the node checks by
 //! itself. What commits have named and the node lacks, it fetches from its siblings: that one loop
-//! brings third copies, and catches up after a restart.
+//! brings third copies, catches up after a restart, and replaces what scrubbing or a read has found
+//! damaged.
 
 mod clock;
 mod complete;
@@ -15,6 +16,7 @@ mod index;
 mod kit;
 mod record;
 mod run;
+mod scrub;
 mod serve;
 mod store;
 

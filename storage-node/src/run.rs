@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::disk::Folder;
 use crate::door::Door;
 use crate::index::Index;
+use crate::scrub::{Meters, Pace, Scrubber};
 use crate::serve::{Served, Service};
 use crate::store::{Owner, Store};
 
@@ -117,6 +118,7 @@ struct Node {
     tls: Arc<LiveTls>,
     watch: Watch,
     gauges: Gauges,
+    scrubber: Scrubber<Folder>,
     store: Store<Folder>,
     writer: JoinHandle<()>,
 }
@@ -143,6 +145,7 @@ impl Node {
             config.audit_log.as_deref(),
         )?;
         let gauges = Gauges::new(&watch.metrics()).map_err(WatchError::from)?;
+        let meters = Meters::new(&watch.metrics()).map_err(WatchError::from)?;
 
         let disk = Folder::open(&config.data_dir.join("segments"))
             .map_err(|error| Error::Store(error.to_string()))?;
@@ -152,18 +155,44 @@ impl Node {
         let owner = Owner { cluster, node: id, signer };
         let (store, writer) = Store::open(disk, index, owner, config.segment_bytes)
             .map_err(|error| Error::Store(error.to_string()))?;
-        Ok(Self { config, cluster, id, identity, descriptor, tls, watch, gauges, store, writer })
+        let scrubber = Scrubber::new(store.clone(), Pace::of(&config), meters)
+            .map_err(|error| Error::Store(error.to_string()))?;
+        Ok(Self {
+            config,
+            cluster,
+            id,
+            identity,
+            descriptor,
+            tls,
+            watch,
+            gauges,
+            scrubber,
+            store,
+            writer,
+        })
     }
 
     /// Closes a node that was not served: a process must not end while its store is being closed.
     fn close(self) {
+        drop(self.scrubber);
         drop(self.store);
         let _ = self.writer.join();
     }
 
     async fn serve(self, listener: TcpListener, shutdown: &Shutdown) -> Result<(), Error> {
-        let Self { config, cluster, id, identity, descriptor, tls, watch, gauges, store, writer } =
-            self;
+        let Self {
+            config,
+            cluster,
+            id,
+            identity,
+            descriptor,
+            tls,
+            watch,
+            gauges,
+            scrubber,
+            store,
+            writer,
+        } = self;
         // A part of its own, so that it can be ended where the server fails by itself.
         let part = shutdown.child();
         let clock = Arc::new(LogClock::default());
@@ -189,6 +218,7 @@ impl Node {
             served.map_err(|source| Error::Listen { address, source })?;
         }
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
+        part.spawn("scrub the store", scrubber.run(part.clone()));
         part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
 
         let door = Door::new(cluster, Arc::clone(&descriptor));
@@ -212,7 +242,7 @@ impl Node {
         if let Err(error) = part.drain(DRAIN_TIMEOUT).await {
             tracing::warn!(%error, "some work did not end in time");
         }
-        // The server and the loop have let go of the store, so the writer finishes and syncs.
+        // The server and the loops have let go of the store, so the writer finishes and syncs.
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
         served.map_err(Error::Serve)
     }

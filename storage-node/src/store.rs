@@ -8,11 +8,16 @@
 //! A write or sync that failed poisons the store: nobody knows what the disk kept, so it refuses
 //! further writes until it is started again. Reads go on. A disk that is full is no such failure: what
 //! found no room is refused, and nothing is in doubt.
+//!
+//! A shard that cannot be read back as it was written is quarantined: its row stays, with the promise
+//! that was given for it, but it counts as absent and as missing until it is written anew and the new
+//! record has been read back. **Rows are changed by the writer, and quarantined by whoever reads; both
+//! under the lock `quarantines`, so that neither undoes what the other did.**
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
 use bytes::Bytes;
@@ -26,7 +31,7 @@ use coffer_model::time::LogTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::HOLD_MS;
-use crate::disk::{Disk, Segment};
+use crate::disk::{Disk, Segment, is_damage};
 use crate::index::{Index, IndexBatch, IndexError, Location, Totals};
 use crate::record::{Kind, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, segment_header};
 
@@ -50,6 +55,9 @@ pub(crate) enum StoreError {
     /// There is no room for another segment.
     #[error("this storage node's disk is full")]
     Full,
+    /// What was written and synced is not what was read afterwards.
+    #[error("this storage node's disk did not give back what was written to it")]
+    NotReadBack,
     /// The store is stopping.
     #[error("this storage node is stopping")]
     Stopping,
@@ -119,6 +127,37 @@ struct Shared<D: Disk> {
     /// There was no room when a segment was last wanted.
     is_full: AtomicBool,
     totals: Mutex<Totals>,
+    /// How many shards were found damaged. Whoever changes the row of a shard holds it.
+    quarantines: Mutex<u64>,
+    /// Reads for others that are under way.
+    reading: AtomicUsize,
+}
+
+impl<D: Disk> Shared<D> {
+    fn segment(&self, number: u64) -> Option<Arc<D::Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.get(&number).cloned()
+    }
+
+    fn quarantines(&self) -> MutexGuard<'_, u64> {
+        self.quarantines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A read that is under way; dropped when it is done.
+struct Reading<'a>(&'a AtomicUsize);
+
+impl<'a> Reading<'a> {
+    fn begin(reading: &'a AtomicUsize) -> Self {
+        reading.fetch_add(1, Ordering::Relaxed);
+        Self(reading)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Who the store belongs to, and signs as.
@@ -169,6 +208,8 @@ impl<D: Disk> Store<D> {
             poison: Mutex::new(None),
             is_full: AtomicBool::new(false),
             totals: Mutex::new(totals),
+            quarantines: Mutex::new(0),
+            reading: AtomicUsize::new(0),
         });
         let (jobs, waiting) = mpsc::channel(QUEUE_JOBS);
         let writer =
@@ -223,45 +264,98 @@ impl<D: Disk> Store<D> {
 
     /// Reads a chunk and checks it. A damaged one is quarantined and counts as absent.
     pub(crate) fn read(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
+        let _reading = Reading::begin(&self.shared.reading);
         let key = ShardKey::replica(*id);
-        let Some(location) = self.shared.index.location(&key)?.filter(|it| !it.quarantined) else {
-            return Ok(None);
-        };
-        let segments = self.shared.segments.read().unwrap_or_else(PoisonError::into_inner);
-        let segment = segments.get(&location.segment).cloned();
-        drop(segments);
-        let segment = segment.ok_or_else(|| StoreError::Damaged("a segment is missing".into()))?;
+        let Some(location) = self.find(&key)? else { return Ok(None) };
+        let segment = self.segment_of(&location)?;
         let at = location.offset + RECORD_HEADER_BYTES as u64;
         let length = usize::try_from(location.length).map_err(disk_error)?;
-        let checked = match segment.read(at, length) {
-            Ok(bytes) => SealedChunk::check(*id, Bytes::from(bytes)).ok(),
-            // The file has lost its end: that is damage, and not a disk that cannot be read.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
-            Err(error) => return Err(disk_error(error)),
-        };
-        match checked {
-            Some(chunk) => Ok(Some(chunk.into_bytes())),
-            None => {
-                tracing::error!(chunk = %id, segment = location.segment, "a stored chunk is damaged");
-                self.quarantine(key, location)?;
-                Ok(None)
-            }
+        let read = unless_damaged(segment.read(at, length))?;
+        let chunk = read.and_then(|bytes| SealedChunk::check(*id, Bytes::from(bytes)).ok());
+        if chunk.is_none() {
+            self.quarantine(&key, &location)?;
         }
+        Ok(chunk.map(SealedChunk::into_bytes))
     }
 
-    /// The chunk counts as absent, and as missing, so that it is fetched again.
-    fn quarantine(&self, key: ShardKey, location: Location) -> Result<(), StoreError> {
-        let damaged = Location { quarantined: true, ..location };
-        let batch = IndexBatch { shards: vec![(key, damaged)], ..IndexBatch::default() };
-        self.shared.index.write(&batch)?;
-        let cursor = self.shared.index.cursor()?;
-        Ok(self.shared.index.note_missing(&[key.chunk], 0, cursor)?)
+    /// Reads a shard back from the disk with its record, and checks both. A damaged one is
+    /// quarantined. Gives how many bytes it was; none if no good copy was here before either.
+    pub(crate) fn scrub(&self, key: &ShardKey) -> Result<u64, StoreError> {
+        let Some(location) = self.find(key)? else { return Ok(0) };
+        let segment = self.segment_of(&location)?;
+        if !is_whole(&*segment, key, &location)? {
+            self.quarantine(key, &location)?;
+        }
+        Ok(location.end() - location.offset)
+    }
+
+    /// Where a good copy of the shard lies, as far as is known.
+    fn find(&self, key: &ShardKey) -> Result<Option<Location>, StoreError> {
+        Ok(self.shared.index.location(key)?.filter(|location| !location.quarantined))
+    }
+
+    fn segment_of(&self, location: &Location) -> Result<Arc<D::Segment>, StoreError> {
+        let segment = self.shared.segment(location.segment);
+        segment.ok_or_else(|| StoreError::Damaged("a segment is missing".into()))
+    }
+
+    /// The record was found damaged: unless the shard stands elsewhere by now, it counts as absent,
+    /// and as missing, so that it is fetched again.
+    fn quarantine(&self, key: &ShardKey, found: &Location) -> Result<(), StoreError> {
+        let mut quarantines = self.shared.quarantines();
+        // Not what was found, but what the row says now: it may promise more since.
+        let standing = self.shared.index.location(key)?;
+        let standing = standing.filter(|it| !it.quarantined && it.is_record_of(found));
+        let Some(standing) = standing else { return Ok(()) };
+        let shards = vec![(*key, Location { quarantined: true, ..standing })];
+        self.shared.index.write(&IndexBatch { shards, ..IndexBatch::default() })?;
+        *quarantines += 1;
+        drop(quarantines);
+        let (chunk, segment, offset) = (key.chunk, standing.segment, standing.offset);
+        tracing::warn!(%chunk, segment, offset, "a stored chunk is damaged; it counts as missing");
+        // There are few of them, so each is made to outlast a power failure.
+        Ok(self.shared.index.sync()?)
+    }
+
+    /// Shards that were found damaged since the start.
+    pub(crate) fn corrupt(&self) -> u64 {
+        *self.shared.quarantines()
+    }
+
+    /// Whether somebody waits for the disk.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.shared.reading.load(Ordering::Relaxed) > 0
+            || self.room.available_permits() < QUEUE_BYTES
+    }
+
+    /// Notes chunks that are not here, and that the feed was followed up to `cursor`.
+    pub(crate) fn note_missing(
+        &self,
+        chunks: &[ChunkId],
+        noticed_unix_ms: u64,
+        cursor: u64,
+    ) -> Result<(), StoreError> {
+        // Otherwise a chunk that is quarantined meanwhile would be noted as one that never came.
+        let _unchanged = self.shared.quarantines();
+        Ok(self.shared.index.note_missing(chunks, noticed_unix_ms, cursor)?)
+    }
+
+    /// Those of the chunks that are here are not missing any more.
+    pub(crate) fn forget_missing(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
+        // Otherwise one that is quarantined meanwhile would never be fetched again.
+        let _unchanged = self.shared.quarantines();
+        let mut here = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            if self.has(chunk)? {
+                here.push(*chunk);
+            }
+        }
+        Ok(self.shared.index.forget_missing(&here)?)
     }
 
     /// Whether a good copy of the chunk is here, as far as is known.
     pub(crate) fn has(&self, id: &ChunkId) -> Result<bool, StoreError> {
-        let location = self.shared.index.location(&ShardKey::replica(*id))?;
-        Ok(location.is_some_and(|location| !location.quarantined))
+        Ok(self.find(&ShardKey::replica(*id))?.is_some())
     }
 
     pub(crate) fn index(&self) -> &Index {
@@ -284,6 +378,38 @@ impl<D: Disk> Store<D> {
     pub(crate) fn poison(&self) -> Option<Arc<str>> {
         self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// What was read; none if it is damaged.
+fn unless_damaged(read: io::Result<Vec<u8>>) -> Result<Option<Vec<u8>>, StoreError> {
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if is_damage(&error) => Ok(None),
+        Err(error) => Err(disk_error(error)),
+    }
+}
+
+/// Whether the disk gives back the shard and its record as they were written.
+fn is_whole<S: Segment>(
+    segment: &S,
+    key: &ShardKey,
+    location: &Location,
+) -> Result<bool, StoreError> {
+    let bytes = location.end() - location.offset;
+    segment.uncache(location.offset, bytes);
+    let bytes = usize::try_from(bytes).map_err(disk_error)?;
+    let Some(bytes) = unless_damaged(segment.read(location.offset, bytes))? else {
+        return Ok(false);
+    };
+    let Some((header, shard)) = bytes.split_at_checked(RECORD_HEADER_BYTES) else {
+        return Ok(false);
+    };
+    let is_record = Record::parse(header, location.segment, location.offset).is_ok_and(|record| {
+        record.is_some_and(|record| {
+            (record.kind, record.key, record.length) == (Kind::Shard, *key, location.length)
+        })
+    });
+    Ok(is_record && SealedChunk::check(key.chunk, shard).is_ok())
 }
 
 /// Checks a segment's header and indexes what stands after its indexed offset. Gives the end of its
@@ -328,14 +454,40 @@ fn recover<S: Segment>(
             None => index.location(&record.key)?,
         };
         let payload = match record.kind {
-            Kind::Shard => good_payload(segment, &record, at).map_err(disk_error)?,
-            Kind::Extension => Some(Vec::new()),
+            Kind::Shard => payload(segment, &record, at)?,
+            Kind::Extension => Payload::Good(Vec::new()),
         };
-        let Some(payload) = payload else {
-            // The tail of a flush that nobody was told of, or bytes that have rotted since.
-            tracing::warn!(segment = number, offset = at, "a torn record is skipped");
-            at += record.size();
-            continue;
+        let payload = match payload {
+            Payload::Good(payload) => payload,
+            Payload::Torn => {
+                // The tail of a flush that nobody was told of, or bytes that have rotted since.
+                tracing::warn!(segment = number, offset = at, "a torn record is skipped");
+                at += record.size();
+                continue;
+            }
+            Payload::Unreadable => {
+                tracing::warn!(
+                    chunk = %record.key.chunk,
+                    segment = number,
+                    offset = at,
+                    "a stored chunk cannot be read; it counts as missing"
+                );
+                let location = location_of(&record, number, at);
+                let is_elsewhere =
+                    standing.is_some_and(|it| !it.quarantined && !it.is_record_of(&location));
+                if !is_elsewhere {
+                    if standing.is_none() {
+                        totals.shards += 1;
+                        totals.bytes += u64::from(record.length);
+                    }
+                    let keep_until = standing
+                        .map_or(record.keep_until, |it| it.keep_until.max(record.keep_until));
+                    let location = Location { quarantined: true, keep_until, ..location };
+                    fresh.insert(record.key, location);
+                }
+                at += record.size();
+                continue;
+            }
         };
         if is_last {
             // It may stand in the system's cache only, even after a sync, if that one failed: what
@@ -381,15 +533,32 @@ fn settle<S: Segment>(
         segment.sync().map_err(disk_error)?;
     }
     let shards = fresh.into_iter().collect();
-    let batch = IndexBatch { shards, totals: Some(totals), indexed: vec![(number, at)] };
+    let batch = IndexBatch {
+        shards,
+        totals: Some(totals),
+        indexed: vec![(number, at)],
+        ..IndexBatch::default()
+    };
     Ok(index.write(&batch)?)
 }
 
-/// The bytes behind a record's header, if they are those of its chunk.
-fn good_payload<S: Segment>(segment: &S, record: &Record, at: u64) -> io::Result<Option<Vec<u8>>> {
-    let length = usize::try_from(record.length).map_err(io::Error::other)?;
-    let bytes = segment.read(at + RECORD_HEADER_BYTES as u64, length)?;
-    Ok(SealedChunk::check(record.key.chunk, bytes).ok().map(SealedChunk::into_bytes))
+/// What stands behind a record's header.
+enum Payload {
+    Good(Vec<u8>),
+    /// Not the bytes of its chunk.
+    Torn,
+    /// The disk does not give it.
+    Unreadable,
+}
+
+fn payload<S: Segment>(segment: &S, record: &Record, at: u64) -> Result<Payload, StoreError> {
+    let length = usize::try_from(record.length).map_err(disk_error)?;
+    let read = unless_damaged(segment.read(at + RECORD_HEADER_BYTES as u64, length))?;
+    Ok(match read.map(|bytes| SealedChunk::check(record.key.chunk, bytes)) {
+        Some(Ok(chunk)) => Payload::Good(chunk.into_bytes()),
+        Some(Err(_)) => Payload::Torn,
+        None => Payload::Unreadable,
+    })
 }
 
 fn location_of(record: &Record, segment: u64, offset: u64) -> Location {
@@ -432,8 +601,13 @@ struct Pending {
     buffer: Vec<u8>,
     start: u64,
     batch: BTreeMap<ShardKey, Location>,
+    /// Those of the batch that are quarantined until now.
+    mending: BTreeSet<ShardKey>,
     indexed: Vec<(u64, u64)>,
 }
+
+/// What will be held for one job, in the order of its items; or why nothing.
+type Taken = Result<Vec<Option<Held>>, StoreError>;
 
 impl<D: Disk> Writer<D> {
     fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
@@ -449,7 +623,7 @@ impl<D: Disk> Writer<D> {
                 Ok(receipts) => {
                     for (job, receipts) in jobs.into_iter().zip(receipts) {
                         // A caller that went away does not want to know.
-                        let _ = job.reply.send(receipts.ok_or(StoreError::Full));
+                        let _ = job.reply.send(receipts);
                     }
                 }
                 Err(why) => {
@@ -475,31 +649,80 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Appends what is new, makes it durable, indexes it, and only then makes receipts: none for a
-    /// job that found no room.
-    fn flush(&mut self, jobs: &[Job]) -> Result<Vec<Option<Receipts>>, String> {
+    /// job that was refused.
+    fn flush(&mut self, jobs: &[Job]) -> Result<Vec<Result<Receipts, StoreError>>, String> {
+        let quarantines = *self.shared.quarantines();
         let mut pending = Pending::default();
-        let mut held: Vec<Option<Vec<Option<Held>>>> = Vec::with_capacity(jobs.len());
+        let mut taken: Vec<Taken> = Vec::with_capacity(jobs.len());
         let mut totals = self.totals;
         for job in jobs {
             match self.take_all(job, &mut pending, &mut totals) {
-                Ok(of_job) => held.push(Some(of_job)),
+                Ok(of_job) => taken.push(Ok(of_job)),
                 // What was taken of it before is kept, and nobody is told.
-                Err(FlushError::Full) => held.push(None),
+                Err(FlushError::Full) => taken.push(Err(StoreError::Full)),
                 Err(FlushError::Failed(why)) => return Err(why),
             }
         }
         self.write_out(&mut pending)?;
-        let batch = IndexBatch {
-            shards: pending.batch.into_iter().collect(),
-            totals: Some(totals),
-            indexed: pending.indexed,
-        };
-        if !batch.shards.is_empty() {
-            self.shared.index.write(&batch).map_err(|error| error.to_string())?;
+        for key in self.not_read_back(&pending) {
+            // It stays in quarantine, and where it was.
+            pending.batch.remove(&key);
+            pending.mending.remove(&key);
+            for of_job in &mut taken {
+                let is_in = |held: &[Option<Held>]| held.iter().flatten().any(|it| it.shard == key);
+                if of_job.as_ref().is_ok_and(|held| is_in(held)) {
+                    *of_job = Err(StoreError::NotReadBack);
+                }
+            }
+        }
+        if !pending.indexed.is_empty() {
+            self.commit(pending, quarantines, totals)?;
         }
         self.totals = totals;
         *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
-        Ok(self.sign(held))
+        Ok(self.sign(taken))
+    }
+
+    /// Of those that are quarantined until now, and were written anew, the ones that the disk does not
+    /// give back.
+    fn not_read_back(&self, pending: &Pending) -> Vec<ShardKey> {
+        let mut damaged = Vec::new();
+        for key in &pending.mending {
+            let Some(location) = pending.batch.get(key) else { continue };
+            let segment = self.shared.segment(location.segment);
+            let read_back = segment.map(|segment| is_whole(&*segment, key, location));
+            if !matches!(read_back, Some(Ok(true))) {
+                tracing::warn!(
+                    chunk = %key.chunk,
+                    segment = location.segment,
+                    offset = location.offset,
+                    "a chunk was written anew and cannot be read back; it still counts as missing"
+                );
+                damaged.push(*key);
+            }
+        }
+        damaged
+    }
+
+    /// Indexes what was written. `quarantines` is how many there were when its rows were read.
+    fn commit(&self, mut pending: Pending, quarantines: u64, totals: Totals) -> Result<(), String> {
+        let current = self.shared.quarantines();
+        if *current != quarantines {
+            // What was found damaged since, and is only promised for longer here, stays quarantined.
+            for (key, location) in &mut pending.batch {
+                let standing =
+                    self.shared.index.location(key).map_err(|error| error.to_string())?;
+                location.quarantined = !pending.mending.contains(key)
+                    && standing.is_some_and(|it| it.quarantined && it.is_record_of(location));
+            }
+        }
+        let batch = IndexBatch {
+            shards: pending.batch.into_iter().collect(),
+            mended: pending.mending.iter().map(|key| key.chunk).collect(),
+            totals: Some(totals),
+            indexed: pending.indexed,
+        };
+        self.shared.index.write(&batch).map_err(|error| error.to_string())
     }
 
     fn take_all(
@@ -548,7 +771,9 @@ impl<D: Disk> Writer<D> {
         let location = match good {
             Some(location) => Location { keep_until: record.keep_until, ..location },
             None => {
-                if standing.is_none() {
+                if standing.is_some() {
+                    pending.mending.insert(key);
+                } else {
                     totals.shards += 1;
                     totals.bytes += u64::from(record.length);
                 }
@@ -588,7 +813,7 @@ impl<D: Disk> Writer<D> {
         let Some((number, end)) = self.end.filter(|_| !pending.buffer.is_empty()) else {
             return Ok(());
         };
-        let segment = self.segment(number).ok_or("the current segment is not open")?;
+        let segment = self.shared.segment(number).ok_or("the current segment is not open")?;
         segment.write(pending.start, &pending.buffer).map_err(|error| error.to_string())?;
         segment.sync().map_err(|error| error.to_string())?;
         pending.buffer.clear();
@@ -616,14 +841,9 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    fn segment(&self, number: u64) -> Option<Arc<D::Segment>> {
-        let segments = self.shared.segments.read().unwrap_or_else(PoisonError::into_inner);
-        segments.get(&number).cloned()
-    }
-
     /// One signature for all that is held.
-    fn sign(&self, held: Vec<Option<Vec<Option<Held>>>>) -> Vec<Option<Receipts>> {
-        let all: Vec<&Held> = held.iter().flatten().flatten().flatten().collect();
+    fn sign(&self, taken: Vec<Taken>) -> Vec<Result<Receipts, StoreError>> {
+        let all: Vec<&Held> = taken.iter().flatten().flatten().flatten().collect();
         let mut receipts = Vec::with_capacity(all.len());
         for part in all.chunks(RECEIPT_LEAVES_MAX) {
             let leaves: Vec<_> = part.iter().map(|held| held.leaf()).collect();
@@ -642,7 +862,8 @@ impl<D: Disk> Writer<D> {
             }
         }
         let mut receipts = receipts.into_iter();
-        held.into_iter()
+        taken
+            .into_iter()
             .map(|of_job| {
                 let receipt = |held: Option<Held>| held.and_then(|_| receipts.next());
                 of_job.map(|of_job| of_job.into_iter().map(receipt).collect())

@@ -251,15 +251,21 @@ impl Cluster {
             report_every: Duration::from_millis(50),
             poll_every: Duration::from_millis(20),
             settle: Duration::ZERO,
+            scrub_every: Duration::from_secs(7 * 24 * 60 * 60),
+            scrub_bytes_per_second: 20 << 20,
             health_listen: None,
             audit_log: None,
         }
     }
 
     async fn start(&self, at: usize) -> Running {
+        self.start_with(at, |config| config).await
+    }
+
+    async fn start_with(&self, at: usize, change: impl FnOnce(Config) -> Config) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let node = Node::open(self.config(at, &address)).unwrap();
+        let node = Node::open(change(self.config(at, &address))).unwrap();
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move { node.serve(listener, &stop).await });
@@ -411,6 +417,104 @@ async fn what_one_sibling_has_is_found_whatever_the_other_says() {
     assert!(!liar.0.lock().unwrap().is_empty(), "it was asked as well");
     node.stop().await;
     honest.stop().await;
+}
+
+/// Flips a byte of every given chunk in the segments of node `at`.
+fn damage(cluster: &Cluster, at: usize, chunks: &[SealedChunk<Bytes>]) {
+    let path = cluster.volume(at).join("segments").join("0000000000000000.seg");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let stored = std::fs::read(path).unwrap();
+    for chunk in chunks {
+        let found = stored.windows(chunk.bytes().len()).position(|it| it == chunk.bytes());
+        let byte = found.unwrap() + chunk.bytes().len() / 2;
+        std::os::unix::fs::FileExt::write_all_at(&file, &[!stored[byte]], byte as u64).unwrap();
+    }
+}
+
+/// Reads all that a node keeps again and again.
+fn always_scrubbing(config: Config) -> Config {
+    Config { scrub_every: Duration::from_millis(20), scrub_bytes_per_second: 1 << 30, ..config }
+}
+
+/// Goal: what rots is found without anybody reading it, never served, said to be missing, also after a
+/// restart, and fetched again. Method: a node alone, some of whose chunks rot, and later a sibling.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_rots_is_found_by_scrubbing_and_fetched_again() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..20);
+    let (node, sibling) = (cluster.start_with(0, always_scrubbing).await, cluster.start(1).await);
+    cluster.put(&node, 0, &chunks).await;
+    cluster.put(&sibling, 1, &chunks).await;
+    cluster.members.feed.lock().unwrap().extend(ids(&chunks));
+    cluster.until(|| (0..2).all(|at| cluster.reported(at) == (20, 0))).await;
+    sibling.stop().await;
+
+    damage(&cluster, 0, &chunks[5..8]);
+    cluster.until(|| cluster.reported(0) == (20, 3)).await;
+    let mut expected = bytes(&chunks);
+    expected[5..8].fill(Bytes::new());
+    assert_eq!(cluster.get(&node, &chunks).await, expected);
+    // It knows that after a restart, and scrubs nothing.
+    node.stop().await;
+    cluster.members.reports.lock().unwrap().clear();
+    let node = cluster.start(0).await;
+    cluster.until(|| cluster.reported(0) == (20, 3)).await;
+    assert_eq!(cluster.get(&node, &chunks).await, expected);
+
+    let sibling = cluster.start(1).await;
+    cluster.until(|| cluster.reported(0) == (20, 0)).await;
+    assert_eq!(cluster.get(&node, &chunks).await, bytes(&chunks));
+    node.stop().await;
+    sibling.stop().await;
+}
+
+/// What a read finds damaged is answered as not here, so that the next holder is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_read_finds_damaged_is_fetched_again() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..6);
+    let node = cluster.start(0).await;
+    cluster.put(&node, 0, &chunks).await;
+    cluster.members.feed.lock().unwrap().extend(ids(&chunks));
+    cluster.until(|| cluster.reported(0) == (6, 0)).await;
+    damage(&cluster, 0, &chunks[..1]);
+    let mut expected = bytes(&chunks);
+    expected[0] = Bytes::new();
+    assert_eq!(cluster.get(&node, &chunks).await, expected);
+    cluster.until(|| cluster.reported(0) == (6, 1)).await;
+    let sibling = cluster.start(1).await;
+    cluster.put(&sibling, 1, &chunks[..1]).await;
+    cluster.until(|| cluster.reported(0) == (6, 0)).await;
+    assert_eq!(cluster.get(&node, &chunks).await, bytes(&chunks));
+    node.stop().await;
+    sibling.stop().await;
+}
+
+/// What is scraped says what was found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scrubbing_is_seen_in_the_metrics() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..4);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let node = Node::open(always_scrubbing(cluster.config(0, &address))).unwrap();
+    let (metrics, shutdown) = (node.watch.metrics(), Shutdown::new());
+    let has = |line: &str| metrics.text().unwrap().lines().any(|it| it == line);
+    for line in ["coffer_storage_corrupt_total 0", "coffer_storage_scrubbed_bytes 0"] {
+        assert!(has(line), "{line} is not there from the start");
+    }
+    let stop = shutdown.clone();
+    let task = tokio::spawn(async move { node.serve(listener, &stop).await });
+    let node = Running { address, shutdown, task };
+    cluster.until(|| cluster.members.reports.lock().unwrap().len() == 1).await;
+    cluster.put(&node, 0, &chunks).await;
+    damage(&cluster, 0, &chunks[..2]);
+    cluster.until(|| has("coffer_storage_quarantined_chunks 2")).await;
+    cluster.until(|| has("coffer_storage_missing_chunks 2")).await;
+    cluster.until(|| has("coffer_storage_corrupt_total 2")).await;
+    assert!(!has("coffer_storage_scrubbed_bytes 0"));
+    cluster.until(|| has("coffer_storage_scrub_position_percent 100")).await;
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

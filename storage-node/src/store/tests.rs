@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub(crate) mod platter;
+mod quarantine;
 mod recovery;
 
 use std::path::Path;

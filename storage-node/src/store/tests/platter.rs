@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::disk::{Disk, Segment};
@@ -23,6 +24,8 @@ pub(crate) enum Fault {
     SyncReported,
     /// There is no room for a new segment.
     Full,
+    /// A write is reported as done, and something else is kept.
+    Rot,
 }
 
 #[derive(Default)]
@@ -33,6 +36,8 @@ struct State {
     held: bool,
     /// Syncs that were begun.
     syncs: u64,
+    /// Bytes that cannot be read: segment, and from where to where.
+    unreadable: Option<(u64, Range<u64>)>,
 }
 
 #[derive(Default)]
@@ -75,6 +80,20 @@ impl Platter {
     /// From now on, this goes wrong.
     pub(crate) fn fail(&self, fault: Option<Fault>) {
         self.state().fault = fault;
+    }
+
+    /// From now on, these bytes of a segment cannot be read.
+    pub(crate) fn break_sector(&self, sector: Option<(u64, Range<u64>)>) {
+        self.state().unreadable = sector;
+    }
+
+    /// A byte of a segment rots.
+    pub(crate) fn rot(&self, segment: u64, at: u64) {
+        let at = usize::try_from(at).unwrap();
+        let mut state = self.state();
+        let file = state.files.get_mut(&segment).unwrap();
+        file.seen[at] ^= 0x10;
+        file.durable[at] ^= 0x10;
     }
 
     /// Holds syncs up, or lets them go on.
@@ -146,9 +165,14 @@ impl Segment for OpenFile {
         let fault = self.0.state().fault;
         let kept = if fault == Some(Fault::Write) { bytes.len() / 2 } else { bytes.len() };
         let offset = usize::try_from(offset).unwrap();
+        let mut bytes = bytes[..kept].to_vec();
+        if let (Some(Fault::Rot), Some(last)) = (fault, bytes.len().checked_sub(9)) {
+            // Not the last ones: those may be padding.
+            bytes[last] ^= 0x10;
+        }
         self.with(|file| {
-            put(&mut file.seen, offset, &bytes[..kept]);
-            file.pending.push((offset, bytes[..kept].to_vec()));
+            put(&mut file.seen, offset, &bytes);
+            file.pending.push((offset, bytes));
         });
         match fault {
             Some(Fault::Write | Fault::WriteReported) => Err(broken()),
@@ -157,10 +181,18 @@ impl Segment for OpenFile {
     }
 
     fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        if let Some((segment, bad)) = &self.0.state().unreadable {
+            let end = offset + length as u64;
+            if *segment == self.1 && offset < bad.end && bad.start < end {
+                return Err(rustix::io::Errno::IO.into());
+            }
+        }
         let offset = usize::try_from(offset).unwrap();
         let bytes = self.with(|file| file.seen.get(offset..offset + length).map(<[u8]>::to_vec));
         bytes.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
+
+    fn uncache(&self, _: u64, _: u64) {}
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.0.state();
