@@ -38,6 +38,7 @@ use tonic::transport::Channel;
 use crate::clock::{HOLD_MS, LogClock};
 use crate::disk::Disk;
 use crate::door::now_unix_ms;
+use crate::index::QUARANTINED;
 use crate::run::ROLE;
 use crate::store::{Store, StoreError};
 
@@ -190,7 +191,7 @@ impl<D: Disk> Completer<D> {
                 }
                 Err(Failure::Store(error)) => {
                     tracing::warn!(%error, "the store cannot be completed");
-                    // A full disk stays full for a while; siblings are not to send in vain.
+                    // A full disk, or one that keeps something else, stays so for a while; siblings are not to send in vain.
                     self.poll_every.max(self.report_every)
                 }
             };
@@ -339,12 +340,14 @@ impl<D: Disk> Completer<D> {
         let listed =
             index.missing(self.round_from.as_ref(), ROUND_CHUNKS).map_err(StoreError::from)?;
         let end = listed.get(ROUND_CHUNKS - 1).map(|(chunk, _)| *chunk);
+        // Room for what is quarantined has been counted before; that is fetched all the same.
+        let is_at_capacity = self.store.is_at_capacity();
         let settled = now_unix_ms().saturating_sub(as_ms(self.settle));
         let (mut here, mut wanted) = (Vec::new(), Vec::new());
         for (chunk, noticed) in listed {
             if self.store.has(&chunk)? {
                 here.push(chunk);
-            } else if noticed <= settled {
+            } else if noticed <= settled && (noticed == QUARANTINED || !is_at_capacity) {
                 wanted.push(chunk);
             }
         }

@@ -22,7 +22,7 @@ pub struct Config {
     pub descriptor: PathBuf,
     /// `tls.ca`, `tls.certificate`, `tls.key`: PEM files.
     pub tls: TlsFiles,
-    /// `capacity`: how many bytes the node offers.
+    /// `capacity`: how many bytes of chunks the node offers to keep; more are refused.
     pub capacity_bytes: u64,
     /// `segment_bytes`: the size of the files chunks are kept in.
     pub segment_bytes: u64,

@@ -16,7 +16,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 
 use crate::disk::Disk;
 use crate::index::Index;
-use crate::store::{Owner, Store, StoreError};
+use crate::store::{Owner, Sizes, Store, StoreError};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId::from_bytes([0xc1; 32]);
 pub(crate) const NODE: NodeId = NodeId::from_bytes([0x0e; 16]);
@@ -129,9 +129,18 @@ pub(crate) fn open_as<D: Disk>(
     index: &Path,
     segment_bytes: u64,
 ) -> Result<Opened<D>, StoreError> {
+    open_with(node, disk, index, Sizes { segment_bytes, capacity_bytes: u64::MAX })
+}
+
+pub(crate) fn open_with<D: Disk>(
+    node: NodeId,
+    disk: D,
+    index: &Path,
+    sizes: Sizes,
+) -> Result<Opened<D>, StoreError> {
     let index = Index::open(index)?;
     let owner = Owner { cluster: CLUSTER, node, signer: Arc::new(Key::of_node()) };
-    let (store, writer) = Store::open(disk, index, owner, segment_bytes)?;
+    let (store, writer) = Store::open(disk, index, owner, sizes)?;
     Ok(Opened { store, _writer: Writer(Some(writer)) })
 }
 

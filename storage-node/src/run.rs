@@ -30,7 +30,7 @@ use crate::door::Door;
 use crate::index::Index;
 use crate::scrub::{Meters, Pace, Scrubber};
 use crate::serve::{Served, Service};
-use crate::store::{Owner, Store};
+use crate::store::{Owner, Sizes, Store};
 
 /// The role in a storage node's certificate and on its volume.
 pub const ROLE: &str = "storage";
@@ -152,8 +152,10 @@ impl Node {
         let index = Index::open(&config.data_dir.join("index"))
             .map_err(|error| Error::Store(error.to_string()))?;
         let signer: Arc<dyn Signer + Send + Sync> = Arc::clone(&identity) as _;
+        let sizes =
+            Sizes { segment_bytes: config.segment_bytes, capacity_bytes: config.capacity_bytes };
         let owner = Owner { cluster, node: id, signer };
-        let (store, writer) = Store::open(disk, index, owner, config.segment_bytes)
+        let (store, writer) = Store::open(disk, index, owner, sizes)
             .map_err(|error| Error::Store(error.to_string()))?;
         let scrubber = Scrubber::new(store.clone(), Pace::of(&config), meters)
             .map_err(|error| Error::Store(error.to_string()))?;

@@ -85,6 +85,7 @@ fn store_status(error: StoreError) -> Status {
         StoreError::Stopping => (Code::Unavailable, "STOPPING"),
         // Without a hint to try again: time alone makes no room.
         StoreError::Full => (Code::ResourceExhausted, "DISK_FULL"),
+        StoreError::CapacityFull => (Code::ResourceExhausted, "CAPACITY_FULL"),
         StoreError::Disk(_) | StoreError::NotReadBack => (Code::Unavailable, "DISK_FAILED"),
         StoreError::Damaged(_) => (Code::DataLoss, "STORE_DAMAGED"),
     };

@@ -9,6 +9,9 @@
 //! further writes until it is started again. Reads go on. A disk that is full is no such failure: what
 //! found no room is refused, and nothing is in doubt.
 //!
+//! What is beyond the capacity that the node offers is refused in the same way; room for what is known
+//! here already, good or damaged, has been counted before.
+//!
 //! A shard that cannot be read back as it was written is quarantined: its row stays, with the promise
 //! that was given for it, but it counts as absent and as missing until it is written anew and the new
 //! record has been read back. **Rows are changed by the writer, and quarantined by whoever reads; both
@@ -21,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
 use bytes::Bytes;
-use coffer_model::chunk::{SealedChunk, ShardKey};
+use coffer_model::chunk::{SEALED_BYTES_MAX, SealedChunk, ShardKey};
 use coffer_model::encoding::encode;
 use coffer_model::id::{ChunkId, ClusterId, NodeId};
 use coffer_model::merkle::Tree;
@@ -55,6 +58,9 @@ pub(crate) enum StoreError {
     /// There is no room for another segment.
     #[error("this storage node's disk is full")]
     Full,
+    /// The chunks that are kept take up what the node offers.
+    #[error("this storage node's capacity is used up")]
+    CapacityFull,
     /// What was written and synced is not what was read afterwards.
     #[error("this storage node's disk did not give back what was written to it")]
     NotReadBack,
@@ -126,6 +132,8 @@ struct Shared<D: Disk> {
     poison: Mutex<Option<Arc<str>>>,
     /// There was no room when a segment was last wanted.
     is_full: AtomicBool,
+    /// How many bytes of shards the node offers to keep.
+    capacity_bytes: u64,
     totals: Mutex<Totals>,
     /// How many shards were found damaged. Whoever changes the row of a shard holds it.
     quarantines: Mutex<u64>,
@@ -167,6 +175,15 @@ pub(crate) struct Owner {
     pub(crate) signer: Arc<dyn Signer + Send + Sync>,
 }
 
+/// How large things may become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Of the files chunks are kept in.
+    pub(crate) segment_bytes: u64,
+    /// All chunks together.
+    pub(crate) capacity_bytes: u64,
+}
+
 impl<D: Disk> Store<D> {
     /// Opens the store and recovers what a crash left behind. The writer thread ends when the last
     /// clone is dropped.
@@ -174,7 +191,7 @@ impl<D: Disk> Store<D> {
         disk: D,
         index: Index,
         owner: Owner,
-        segment_bytes: u64,
+        sizes: Sizes,
     ) -> Result<(Self, thread::JoinHandle<()>), StoreError> {
         match index.owner()? {
             Some(found) if found != *owner.node.as_bytes() => {
@@ -202,8 +219,10 @@ impl<D: Disk> Store<D> {
             segments.insert(number, Arc::new(segment));
             end = Some((number, at));
         }
+        let Sizes { segment_bytes, capacity_bytes } = sizes;
         let shared = Arc::new(Shared {
             index,
+            capacity_bytes,
             segments: RwLock::new(segments),
             poison: Mutex::new(None),
             is_full: AtomicBool::new(false),
@@ -369,9 +388,16 @@ impl<D: Disk> Store<D> {
     /// Why the store takes no writes, or not all, for people to read; none if it does.
     pub(crate) fn fault(&self) -> Option<String> {
         let poison = self.poison().map(|why| why.to_string());
-        poison.or_else(|| {
-            self.shared.is_full.load(Ordering::Relaxed).then(|| StoreError::Full.to_string())
-        })
+        let is_full =
+            || self.shared.is_full.load(Ordering::Relaxed).then(|| StoreError::Full.to_string());
+        let is_at_capacity = || self.is_at_capacity().then(|| StoreError::CapacityFull.to_string());
+        poison.or_else(is_full).or_else(is_at_capacity)
+    }
+
+    /// Whether a new chunk may be refused for its size alone: the largest would be.
+    pub(crate) fn is_at_capacity(&self) -> bool {
+        let largest = self.totals().bytes.saturating_add(SEALED_BYTES_MAX as u64);
+        largest > self.shared.capacity_bytes
     }
 
     /// Why the store takes no writes at all until it is started again, if it does not.
@@ -586,6 +612,8 @@ struct Writer<D: Disk> {
 enum FlushError {
     /// There is no room for another segment. Nothing is in doubt.
     Full,
+    /// The chunk would be more than the node offers. Nothing is in doubt.
+    CapacityFull,
     /// The disk failed, and nobody knows what it kept.
     Failed(String),
 }
@@ -660,6 +688,7 @@ impl<D: Disk> Writer<D> {
                 Ok(of_job) => taken.push(Ok(of_job)),
                 // What was taken of it before is kept, and nobody is told.
                 Err(FlushError::Full) => taken.push(Err(StoreError::Full)),
+                Err(FlushError::CapacityFull) => taken.push(Err(StoreError::CapacityFull)),
                 Err(FlushError::Failed(why)) => return Err(why),
             }
         }
@@ -761,6 +790,10 @@ impl<D: Disk> Writer<D> {
             }
             (None, Item::Put(chunk)) => {
                 let length = u32::try_from(chunk.bytes().len()).map_err(failed)?;
+                let total = totals.bytes.saturating_add(u64::from(length));
+                if standing.is_none() && total > self.shared.capacity_bytes {
+                    return Err(FlushError::CapacityFull);
+                }
                 // What is damaged may have been promised for longer.
                 let keep_until = standing.map_or(keep_until, |it| it.keep_until.max(keep_until));
                 (Record { kind: Kind::Shard, key, length, keep_until }, chunk.bytes())

@@ -1,6 +1,7 @@
 //! Tests of the services, called as tonic calls them: who is let in, what is refused and how.
 #![allow(clippy::unwrap_used)]
 
+use coffer_model::chunk::ShardKey;
 use coffer_model::encoding::encode;
 use coffer_model::hash::Hash;
 use coffer_model::id::{ClusterId, InodeId, MemberId, PrincipalId};
@@ -14,6 +15,7 @@ use tonic::metadata::MetadataValue;
 use super::*;
 use crate::door::now_unix_ms;
 use crate::kit::{self, CLUSTER, Key, NODE, Opened, START, checked, chunk, ids};
+use crate::store::Sizes;
 use crate::store::platter::{Fault, Platter};
 
 const MEMBER: MemberId = MemberId::from_u64(7);
@@ -44,8 +46,13 @@ impl Bench {
     }
 
     fn without_time() -> Self {
+        Self::offering(u64::MAX)
+    }
+
+    fn offering(capacity_bytes: u64) -> Self {
         let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
-        let opened = kit::open(platter.clone(), index.path(), 8 << 20);
+        let sizes = Sizes { segment_bytes: 8 << 20, capacity_bytes };
+        let opened = kit::open_with(NODE, platter.clone(), index.path(), sizes).unwrap();
         let descriptor = Arc::new(kit::descriptor(
             vec![kit::member(MEMBER, &member(), "127.0.0.1:1")],
             vec![kit::storage_node(NODE, Key::of_node().public_key())],
@@ -380,6 +387,45 @@ async fn a_full_or_broken_disk_is_told_and_reads_go_on() {
         assert_eq!(&fetched[0].data, a.bytes());
         bench.platter.fail(None);
     }
+}
+
+#[tokio::test]
+async fn a_capacity_that_is_used_up_is_told_and_all_else_goes_on() {
+    let bench = Bench::offering(2500);
+    bench.service.0.clock.learn(START);
+    let here = [chunk(1, 1000), chunk(2, 1000)];
+    bench.put(write(), bytes(&here)).await.unwrap();
+    let refused = bench.put(write(), bytes(&[chunk(3, 1000)])).await;
+    assert_refused(refused, Code::ResourceExhausted, "CAPACITY_FULL");
+    let fetched = bench.get(read(&ids(&here)), &ids(&here)).await.unwrap();
+    let data: Vec<Bytes> = fetched.into_iter().map(|fetched| fetched.data).collect();
+    assert_eq!(data, bytes(&here));
+    let renewed = bench.renew(write(), &ids(&here)).await.unwrap();
+    assert!(renewed.iter().all(|stored| stored.receipts.len() == 1));
+    bench.put(write(), bytes(&here)).await.unwrap();
+    bench.put(write(), bytes(&[chunk(4, 500)])).await.unwrap();
+}
+
+/// What the disk does not give is not here: the caller asks the next holder, and gets the rest.
+#[tokio::test]
+async fn bytes_that_cannot_be_read_are_answered_as_not_here() {
+    let bench = Bench::new();
+    let chunks = [chunk(1, 1000), chunk(2, 1000)];
+    bench.put(write(), bytes(&chunks)).await.unwrap();
+    bench.platter.break_sector(Some((0, 500..501)));
+    let fetched = bench.get(read(&ids(&chunks)), &ids(&chunks)).await.unwrap();
+    assert_eq!(fetched[0].data, Bytes::new());
+    assert_eq!(&fetched[1].data, chunks[1].bytes());
+    bench.put(write(), bytes(&chunks)).await.unwrap();
+    let fetched = bench.get(read(&ids(&chunks)), &ids(&chunks)).await.unwrap();
+    assert_eq!(&fetched[0].data, chunks[0].bytes());
+    // And what is kept wrongly is not promised.
+    let location = bench.opened.store.index().location(&ShardKey::replica(chunks[0].id()));
+    bench.platter.rot(0, location.unwrap().unwrap().end() - 1);
+    bench.get(read(&ids(&chunks)), &ids(&chunks)).await.unwrap();
+    bench.platter.fail(Some(Fault::Rot));
+    let refused = bench.put(write(), bytes(&chunks)).await;
+    assert_refused(refused, Code::Unavailable, "DISK_FAILED");
 }
 
 #[tokio::test]

@@ -7,7 +7,6 @@ mod recovery;
 
 use std::path::Path;
 
-use coffer_model::chunk::SEALED_BYTES_MAX;
 use tempfile::TempDir;
 
 use super::*;
@@ -365,6 +364,64 @@ fn a_full_disk_refuses_what_finds_no_room_and_nothing_else() {
     let opened = open(platter, index.path(), SMALL);
     opened.assert_has(&[chunk(1, 8000), chunk(3, 1000), chunk(4, 8000), chunk(5, 500)]);
     assert_eq!(opened.store.totals().shards, 5);
+    opened.close();
+}
+
+/// Goal: the node keeps no more than it offers, and all that needs no room goes on.
+#[test]
+fn what_is_beyond_the_capacity_is_refused_and_nothing_else() {
+    let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
+    let open_with = |capacity_bytes| {
+        let sizes = Sizes { segment_bytes: SMALL, capacity_bytes };
+        crate::kit::open_with(NODE, platter.clone(), index.path(), sizes).unwrap()
+    };
+    let opened = open_with(2000);
+    let here = [chunk(1, 1000), chunk(2, 600)];
+    opened.put(&here, START).unwrap();
+    for _ in 0..2 {
+        let refused = opened.put(&[chunk(3, 401)], START).unwrap_err();
+        assert!(matches!(refused, StoreError::CapacityFull), "{refused}");
+    }
+    assert_eq!(opened.store.read(&chunk(3, 401).id()).unwrap(), None);
+    assert_eq!(opened.store.totals(), Totals { shards: 2, bytes: 1600 });
+    assert_eq!(opened.store.poison(), None);
+    // What is here takes up no more room when it comes again, is read, and is promised for longer.
+    opened.put(&here, START.plus_ms(HOUR)).unwrap();
+    opened.assert_has(&here);
+    let renewed = opened.extend(&ids(&here), START.plus_ms(3 * HOUR)).unwrap();
+    assert!(renewed.iter().all(|it| it.as_ref().unwrap().held.keep_until > START.plus_ms(HOUR)));
+    // Just what is left, and the chunk that was damaged.
+    opened.put(&[chunk(4, 400)], START).unwrap();
+    let location = opened.store.index().location(&ShardKey::replica(here[0].id())).unwrap();
+    platter.rot(0, location.unwrap().end() - 1);
+    assert_eq!(opened.store.read(&here[0].id()).unwrap(), None);
+    opened.put(&here[..1], START).unwrap();
+    opened.assert_has(&here);
+    let refused = opened.put(&[chunk(5, 1)], START).unwrap_err();
+    assert!(matches!(refused, StoreError::CapacityFull), "{refused}");
+    // Of one call a part may be kept; the call is refused all the same.
+    opened.close();
+    let opened = open_with(2500);
+    opened.put(&[chunk(6, 300), chunk(7, 300)], START).unwrap_err();
+    assert_eq!(opened.store.totals().bytes, 2300);
+    opened.close();
+
+    // A node that offers less than it holds keeps it; one that offers more takes more.
+    let opened = open_with(100);
+    opened.assert_has(&here);
+    opened.put(&[chunk(8, 1)], START).unwrap_err();
+    opened.close();
+    let capacity = SEALED_BYTES_MAX as u64 + 2300;
+    for (offered, fault) in
+        [(capacity - 1, Some("this storage node's capacity is used up")), (capacity, None)]
+    {
+        let opened = open_with(offered);
+        assert_eq!(opened.store.fault().as_deref(), fault, "the largest chunk fits, or not");
+        opened.close();
+    }
+    let opened = open_with(capacity);
+    opened.put(&[chunk(9, SEALED_BYTES_MAX)], START).unwrap();
+    assert!(opened.store.fault().is_some());
     opened.close();
 }
 
