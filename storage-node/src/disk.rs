@@ -22,6 +22,8 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn create(&self, number: u64, bytes: u64, header: &[u8]) -> io::Result<Self::Segment>;
     /// Opens a segment.
     fn open(&self, number: u64) -> io::Result<Self::Segment>;
+    /// Gives a segment another name, under which it is not found any more, and keeps all of it.
+    fn set_aside(&self, number: u64) -> io::Result<()>;
 }
 
 /// A segment file.
@@ -41,6 +43,9 @@ pub(crate) trait Segment: Send + Sync + 'static {
 
 /// A segment that is being made; a crash can leave it behind, the next one is made over it.
 const UNFINISHED: &str = "unfinished";
+/// How many segments of one number are set aside; each of them takes up room until somebody has looked
+/// at it.
+const ASIDE_MAX: u32 = 16;
 /// What stays free beside a new segment. The index stands on the same volume: without room it fails,
 /// and does not open again, and then nothing can be read either.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -133,6 +138,17 @@ impl Disk for Folder {
 
     fn open(&self, number: u64) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).open(self.path(number))
+    }
+
+    fn set_aside(&self, number: u64) -> io::Result<()> {
+        for turn in 0..ASIDE_MAX {
+            let aside = self.0.join(format!("{number:016}.damaged-{turn}"));
+            if !aside.try_exists()? {
+                std::fs::rename(self.path(number), aside)?;
+                return sync_directory(&self.0);
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
     }
 }
 

@@ -188,6 +188,9 @@ impl Index {
         // This comes last: until then, the next start does it all again.
         rows.delete_cf(self.family(META), segment_key(segment));
         self.db.write(rows)?;
+        // Otherwise, after a power failure, an older index could take what is written to a segment of
+        // this number from now on for what was lost.
+        self.sync()?;
         Ok(lost)
     }
 

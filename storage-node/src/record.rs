@@ -66,6 +66,31 @@ pub(crate) fn segment_header(number: u64, node: &NodeId) -> [u8; 64] {
     header
 }
 
+/// Whose a segment is, by its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Header {
+    /// This node's, of this number and version.
+    Ours,
+    /// Whole, and of another node, number or version.
+    Foreign,
+    /// Nobody wrote it like this.
+    Damaged,
+}
+
+impl Header {
+    /// What the first bytes of a file say.
+    pub(crate) fn of(found: &[u8], number: u64, node: &NodeId) -> Self {
+        let Ok(header) = <&[u8; 64]>::try_from(found) else {
+            return Self::Damaged;
+        };
+        if *header == segment_header(number, node) {
+            return Self::Ours;
+        }
+        let is_whole = header[..8] == *SEGMENT_MAGIC && header[48..] == checksum(&[&header[..48]]);
+        if is_whole { Self::Foreign } else { Self::Damaged }
+    }
+}
+
 impl Record {
     /// Bytes of the whole record.
     pub(crate) fn size(&self) -> u64 {

@@ -36,7 +36,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::clock::HOLD_MS;
 use crate::disk::{Disk, Segment, is_damage};
 use crate::index::{Index, IndexBatch, IndexError, Location, Totals};
-use crate::record::{Kind, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, segment_header};
+use crate::record::{
+    Header, Kind, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, segment_header,
+};
 
 /// What may wait for the disk.
 const QUEUE_BYTES: usize = 32 << 20;
@@ -46,6 +48,9 @@ const QUEUE_JOBS: usize = 4096;
 const FLUSH_BYTES: usize = 8 << 20;
 /// Records that a start indexes at once.
 const RECOVERED_PER_BATCH: usize = 16_384;
+/// Segments that a start sets aside. More of them are no bad sector, but a volume that somebody should
+/// look at before anything on it is changed.
+const ASIDE_PER_START_MAX: usize = 16;
 /// Room that a job takes up beyond its bytes.
 const JOB_BYTES: usize = 256;
 
@@ -204,7 +209,7 @@ impl<D: Disk> Store<D> {
         let mut totals = index.totals()?;
         let mut segments = BTreeMap::new();
         let mut end = None;
-        let numbers = disk.segments().map_err(disk_error)?;
+        let numbers = whole_segments(&disk, &index, &owner.node)?;
         for number in index.segments()? {
             if numbers.binary_search(&number).is_err() {
                 let lost = index.lose(number, 0)?;
@@ -215,7 +220,7 @@ impl<D: Disk> Store<D> {
             let number = *number;
             let is_last = numbers.last() == Some(&number);
             let segment = disk.open(number).map_err(disk_error)?;
-            let at = recover(&index, &segment, number, is_last, &owner.node, &mut totals)?;
+            let at = recover(&index, &segment, number, is_last, &mut totals)?;
             segments.insert(number, Arc::new(segment));
             end = Some((number, at));
         }
@@ -438,22 +443,49 @@ fn is_whole<S: Segment>(
     Ok(is_record && SealedChunk::check(key.chunk, shard).is_ok())
 }
 
-/// Checks a segment's header and indexes what stands after its indexed offset. Gives the end of its
-/// last record.
+/// The segments of this node, ascending. One whose header is damaged says of no record where it
+/// stands; it is set aside, and its shards are fetched again.
+fn whole_segments<D: Disk>(disk: &D, index: &Index, node: &NodeId) -> Result<Vec<u64>, StoreError> {
+    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
+    for number in disk.segments().map_err(disk_error)? {
+        let segment = disk.open(number).map_err(disk_error)?;
+        let found = unless_damaged(segment.read(0, 64))?;
+        match Header::of(&found.unwrap_or_default(), number, node) {
+            Header::Ours => whole.push(number),
+            Header::Damaged => damaged.push(number),
+            Header::Foreign => {
+                let why = format!("segment {number}: its header is not the one this node wrote");
+                return Err(StoreError::Damaged(why.into()));
+            }
+        }
+    }
+    if damaged.len() > ASIDE_PER_START_MAX {
+        let why = format!("the headers of {} segments are damaged", damaged.len());
+        return Err(StoreError::Damaged(why.into()));
+    }
+    for number in damaged {
+        // In this order: a segment that is gone before the index knows it is treated alike.
+        let lost = index.lose(number, 0)?;
+        disk.set_aside(number).map_err(disk_error)?;
+        tracing::error!(
+            segment = number,
+            shards = lost,
+            "the header of a segment is damaged; it is set aside, and its chunks are fetched again"
+        );
+    }
+    Ok(whole)
+}
+
+/// Indexes what stands after a segment's indexed offset. Gives the end of its last record.
 fn recover<S: Segment>(
     index: &Index,
     segment: &S,
     number: u64,
     is_last: bool,
-    node: &NodeId,
     totals: &mut Totals,
 ) -> Result<u64, StoreError> {
     let damaged = |why: &str| StoreError::Damaged(format!("segment {number}: {why}").into());
     let length = segment.length().map_err(disk_error)?;
-    let header = segment_header(number, node);
-    if length < SEGMENT_HEADER_BYTES || segment.read(0, 64).map_err(disk_error)? != header {
-        return Err(damaged("its header is not the one this node wrote"));
-    }
     let mut at = match index.indexed(number)? {
         Some(indexed) if indexed <= length => indexed,
         Some(indexed) => {

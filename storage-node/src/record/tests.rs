@@ -81,3 +81,20 @@ fn a_whole_header_that_is_not_understood_is_an_error() {
         assert_eq!(Record::parse(&header, SEGMENT, FIRST), Err(UnknownRecord), "byte {at}");
     }
 }
+
+/// What is set aside is damaged; what is somebody else's is left alone.
+#[test]
+fn a_header_is_ours_foreign_or_damaged() {
+    let (node, other) = (NodeId::from_bytes([2; 16]), NodeId::from_bytes([3; 16]));
+    let header = segment_header(7, &node);
+    assert_eq!(Header::of(&header, 7, &node), Header::Ours);
+    assert_eq!(Header::of(&header, 8, &node), Header::Foreign);
+    assert_eq!(Header::of(&header, 7, &other), Header::Foreign);
+    for at in 0..header.len() {
+        let mut flipped = header;
+        flipped[at] ^= 1;
+        assert_eq!(Header::of(&flipped, 7, &node), Header::Damaged, "byte {at}");
+        assert_eq!(Header::of(&header[..at], 7, &node), Header::Damaged, "{at} bytes");
+    }
+    assert_eq!(Header::of(&[0; 64], 7, &node), Header::Damaged);
+}

@@ -36,6 +36,8 @@ struct State {
     held: bool,
     /// Syncs that were begun.
     syncs: u64,
+    /// Segments that were set aside.
+    aside: Vec<u64>,
     /// Bytes that cannot be read: segment, and from where to where.
     unreadable: Option<(u64, Range<u64>)>,
 }
@@ -102,6 +104,11 @@ impl Platter {
         self.0.1.notify_all();
     }
 
+    /// The segments that were set aside.
+    pub(crate) fn aside(&self) -> Vec<u64> {
+        self.state().aside.clone()
+    }
+
     pub(crate) fn syncs(&self) -> u64 {
         self.state().syncs
     }
@@ -157,6 +164,13 @@ impl Disk for Platter {
 
     fn open(&self, number: u64) -> io::Result<OpenFile> {
         Ok(OpenFile(self.clone(), number))
+    }
+
+    fn set_aside(&self, number: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.files.remove(&number).unwrap();
+        state.aside.push(number);
+        Ok(())
     }
 }
 

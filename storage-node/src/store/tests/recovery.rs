@@ -186,6 +186,134 @@ fn a_segment_that_is_gone_or_too_short_is_mended_by_the_siblings() {
     }
 }
 
+/// A volume of several segments, and what stood in segment `number` of them.
+fn several_segments(number: u64) -> (Volume, Vec<SealedChunk<Bytes>>, Vec<SealedChunk<Bytes>>) {
+    let volume = Volume::new();
+    let chunks: Vec<_> = (0..20).map(|at| chunk(at, 2000)).collect();
+    let opened = volume.open();
+    opened.put(&chunks, START.plus_ms(5 * HOUR)).unwrap();
+    let is_in = |chunk: &SealedChunk<Bytes>| {
+        let row = opened.store.index().location(&ShardKey::replica(chunk.id())).unwrap();
+        row.unwrap().segment == number
+    };
+    let (lost, here) = chunks.into_iter().partition(is_in);
+    opened.close();
+    (volume, lost, here)
+}
+
+/// Goal: a damaged header costs the chunks of its segment only, and these come again. Method: bytes
+/// of the header, and files that are cut within it, of the first, a middle and the last segment.
+#[test]
+fn a_segment_whose_header_is_damaged_is_set_aside_and_the_others_are_served() {
+    for number in 0..3 {
+        let (volume, lost, here) = several_segments(number);
+        let path = volume.segment(number);
+        let good = std::fs::read(&path).unwrap();
+        copy(&volume.segments(), &volume.0.path().join("segments-before"));
+        copy(&volume.index(), &volume.0.path().join("index-before"));
+        let flipped = [0, 8, 12, 63].map(|at| {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x10;
+            bytes
+        });
+        for bytes in flipped.into_iter().chain([Vec::new(), good[..63].to_vec()]) {
+            for (folder, before) in
+                [(volume.segments(), "segments-before"), (volume.index(), "index-before")]
+            {
+                std::fs::remove_dir_all(&folder).unwrap();
+                copy(&volume.0.path().join(before), &folder);
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let opened = volume.open();
+            let mut expected = ids(&lost);
+            expected.sort_unstable();
+            assert_eq!(opened.missing(), expected);
+            opened.assert_has(&here);
+            for chunk in &lost {
+                assert_eq!(opened.store.read(&chunk.id()).unwrap(), None);
+            }
+            let aside = volume.segments().join(format!("{number:016}.damaged-0"));
+            assert_eq!(std::fs::read(aside).unwrap(), bytes, "all of it is kept");
+            // They come again, with the promises that were given for them.
+            for receipt in opened.put(&lost, START).unwrap() {
+                assert_eq!(receipt.held.keep_until, START.plus_ms(5 * HOUR));
+            }
+            assert_eq!(opened.missing(), []);
+            opened.close();
+            for index_lost in [false, true] {
+                if index_lost {
+                    std::fs::remove_dir_all(volume.index()).unwrap();
+                }
+                let opened = volume.open();
+                opened.assert_has(&lost);
+                opened.assert_has(&here);
+                assert_eq!(opened.store.totals().shards, 20);
+                opened.close();
+            }
+        }
+    }
+}
+
+/// Without an index nobody knows what stood in it; the feed, read from its beginning, says it.
+#[test]
+fn a_segment_whose_header_is_damaged_is_set_aside_also_without_an_index() {
+    let (volume, lost, here) = several_segments(1);
+    flip(&volume.segment(1), 20);
+    std::fs::remove_dir_all(volume.index()).unwrap();
+    let opened = volume.open();
+    opened.assert_has(&here);
+    assert!(lost.iter().all(|chunk| !opened.store.has(&chunk.id()).unwrap()));
+    assert_eq!(opened.store.index().cursor().unwrap(), 0);
+    opened.close();
+}
+
+#[test]
+fn a_segment_whose_header_cannot_be_read_is_set_aside() {
+    let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
+    let chunks: Vec<_> = (0..12).map(|at| chunk(at, 4000)).collect();
+    let opened = open(platter.clone(), index.path(), SMALL);
+    opened.put(&chunks, START).unwrap();
+    opened.close();
+    platter.break_sector(Some((1, 0..512)));
+    let opened = open(platter.clone(), index.path(), SMALL);
+    assert_eq!(platter.aside(), [1]);
+    let (lost, here): (Vec<_>, Vec<_>) =
+        chunks.into_iter().partition(|chunk| opened.missing().contains(&chunk.id()));
+    assert_eq!(lost.len(), 4);
+    opened.assert_has(&here);
+    opened.close();
+}
+
+/// Two of one number are both kept, and many at once are a matter for somebody to look at.
+#[test]
+fn a_segment_set_aside_replaces_none_and_a_volume_of_them_is_left_as_it_is() {
+    let (volume, lost, _) = several_segments(2);
+    for turn in 0..2 {
+        flip(&volume.segment(2), 48);
+        let opened = volume.open();
+        assert!(volume.segments().join(format!("0000000000000002.damaged-{turn}")).exists());
+        opened.put(&lost, START).unwrap();
+        opened.close();
+        assert!(volume.segment(2).exists(), "the number is free again");
+    }
+    let volume = Volume::new();
+    let opened = volume.open();
+    let chunks: Vec<_> = (0..20).map(|at| chunk(at, 10_000)).collect();
+    opened.put(&chunks, START).unwrap();
+    opened.close();
+    for number in 0..=ASIDE_PER_START_MAX as u64 {
+        flip(&volume.segment(number), 0);
+    }
+    let refused = volume.open_as(NODE).err().unwrap();
+    assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+    assert_eq!(Folder::open(&volume.segments()).unwrap().segments().unwrap().len(), 20);
+    flip(&volume.segment(0), 0);
+    let opened = volume.open();
+    assert_eq!(opened.missing().len(), ASIDE_PER_START_MAX);
+    opened.assert_has(&chunks[..1]);
+    opened.close();
+}
+
 #[test]
 fn a_running_store_whose_file_is_cut_goes_on() {
     let case = Case::new();
@@ -221,10 +349,18 @@ fn what_another_version_wrote_is_not_written_over() {
     let mut segment = before.clone();
     let at = usize::try_from(at).unwrap();
     segment[at..at + header.len()].copy_from_slice(&header);
-    // And a segment of a version, or with a header, that is not ours.
-    let mut versioned = before.clone();
-    versioned[8] = 2;
-    for bytes in [segment, versioned, before[..63].to_vec(), Vec::new()] {
+    // And a segment of another version, node or number, whose header is whole.
+    let signed = |change: fn(&mut [u8])| {
+        let mut bytes = before.clone();
+        change(&mut bytes);
+        let sum = blake3::hash(&bytes[..48]);
+        bytes[48..64].copy_from_slice(&sum.as_bytes()[..16]);
+        bytes
+    };
+    let versioned = signed(|bytes| bytes[8] = 2);
+    let numbered = signed(|bytes| bytes[12] = 1);
+    let of_another = signed(|bytes| bytes[20] ^= 1);
+    for bytes in [segment, versioned, numbered, of_another] {
         std::fs::write(case.volume.segment(0), &bytes).unwrap();
         let refused = case.volume.open_as(NODE).err().unwrap();
         assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
