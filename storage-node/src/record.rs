@@ -16,6 +16,8 @@ use coffer_model::time::LogTime;
 
 pub(crate) const SEGMENT_HEADER_BYTES: u64 = 64;
 pub(crate) const RECORD_HEADER_BYTES: usize = 72;
+/// Records begin at multiples of it.
+pub(crate) const RECORD_ALIGNMENT: usize = 8;
 const SEGMENT_MAGIC: &[u8; 8] = b"COFFERSG";
 const SEGMENT_VERSION: u32 = 1;
 const RECORD_MAGIC: u32 = 0x4345_5231;
@@ -98,7 +100,7 @@ impl Record {
             Kind::Shard => u64::from(self.length),
             Kind::Extension => 0,
         };
-        (RECORD_HEADER_BYTES as u64 + payload).next_multiple_of(8)
+        (RECORD_HEADER_BYTES as u64 + payload).next_multiple_of(RECORD_ALIGNMENT as u64)
     }
 
     pub(crate) fn header(&self, segment: u64, offset: u64) -> [u8; RECORD_HEADER_BYTES] {
@@ -129,8 +131,11 @@ impl Record {
         offset: u64,
     ) -> Result<Option<Self>, UnknownRecord> {
         let Ok(header) = <&[u8; RECORD_HEADER_BYTES]>::try_from(bytes) else { return Ok(None) };
+        if header[..4] != RECORD_MAGIC.to_le_bytes() {
+            return Ok(None);
+        }
         let sum = checksum(&[&header[..56], &segment.to_le_bytes(), &offset.to_le_bytes()]);
-        if header[..4] != RECORD_MAGIC.to_le_bytes() || header[56..] != sum {
+        if header[56..] != sum {
             return Ok(None);
         }
         Self::parse_fields(header).map(Some).ok_or(UnknownRecord)

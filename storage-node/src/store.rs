@@ -37,7 +37,8 @@ use crate::clock::HOLD_MS;
 use crate::disk::{Disk, Segment, is_damage};
 use crate::index::{Index, IndexBatch, IndexError, Location, Totals};
 use crate::record::{
-    Header, Kind, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, segment_header,
+    Header, Kind, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES,
+    segment_header,
 };
 
 /// What may wait for the disk.
@@ -51,6 +52,8 @@ const RECOVERED_PER_BATCH: usize = 16_384;
 /// Segments that a start sets aside. More of them are no bad sector, but a volume that somebody should
 /// look at before anything on it is changed.
 const ASIDE_PER_START_MAX: usize = 16;
+/// What is looked through at a time for the next record that can be read.
+const LOOK_BYTES: usize = 64 << 10;
 /// Room that a job takes up beyond its bytes.
 const JOB_BYTES: usize = 256;
 
@@ -111,7 +114,17 @@ struct Job {
     items: Vec<Item>,
     keep_until: LogTime,
     reply: oneshot::Sender<Result<Receipts, StoreError>>,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
+}
+
+impl Job {
+    /// Gives back the room the job took up, and then answers. A caller that went away does not want
+    /// to know.
+    fn answer(self, answer: Result<Receipts, StoreError>) {
+        let Self { items, reply, room, .. } = self;
+        drop((items, room));
+        let _ = reply.send(answer);
+    }
 }
 
 /// The store. Clones share it.
@@ -281,7 +294,7 @@ impl<D: Disk> Store<D> {
         let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
         let room = room.map_err(|_| StoreError::Stopping)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { items, keep_until, reply, _room: room };
+        let job = Job { items, keep_until, reply, room };
         self.jobs.send(job).await.map_err(|_| StoreError::Stopping)?;
         answer.await.map_err(|_| StoreError::Stopping)?
     }
@@ -501,12 +514,20 @@ fn recover<S: Segment>(
         }
         None => SEGMENT_HEADER_BYTES,
     };
+    // Then nothing but the records themselves says where the next one begins.
+    let is_read_whole = at == SEGMENT_HEADER_BYTES;
     let mut fresh: BTreeMap<ShardKey, Location> = BTreeMap::new();
     while at + RECORD_HEADER_BYTES as u64 <= length {
         let header = segment.read(at, RECORD_HEADER_BYTES).map_err(disk_error)?;
         let record = Record::parse(&header, number, at);
         let record = record.map_err(|error| damaged(&error.to_string()))?;
-        let Some(record) = record.filter(|record| at + record.size() <= length) else { break };
+        let Some(record) = record.filter(|record| at + record.size() <= length) else {
+            let next = if is_read_whole { next_record(segment, number, at, length)? } else { None };
+            let Some(next) = next else { break };
+            tracing::warn!(segment = number, offset = at, next, "damaged records are passed over");
+            at = next;
+            continue;
+        };
         let standing = match fresh.get(&record.key) {
             Some(location) => Some(*location),
             None => index.location(&record.key)?,
@@ -576,6 +597,38 @@ fn recover<S: Segment>(
     }
     settle(index, segment, number, at, fresh, *totals)?;
     Ok(at)
+}
+
+/// Where the first record begins behind `at`, where none can be read. Bytes that only look like a
+/// record of another version may be a shard's, which anybody can make up; they are none.
+fn next_record<S: Segment>(
+    segment: &S,
+    number: u64,
+    at: u64,
+    length: u64,
+) -> Result<Option<u64>, StoreError> {
+    let mut from = at + RECORD_ALIGNMENT as u64;
+    while from + RECORD_HEADER_BYTES as u64 <= length {
+        let bytes = usize::try_from((length - from).min(LOOK_BYTES as u64)).map_err(disk_error)?;
+        let block = unless_damaged(segment.read(from, bytes))?;
+        let Some(block) = block else {
+            // What stands in it is not here; the feed says what it was.
+            from += LOOK_BYTES as u64;
+            continue;
+        };
+        for header in block.windows(RECORD_HEADER_BYTES).step_by(RECORD_ALIGNMENT) {
+            if is_record(header, number, from, length) {
+                return Ok(Some(from));
+            }
+            from += RECORD_ALIGNMENT as u64;
+        }
+    }
+    Ok(None)
+}
+
+fn is_record(header: &[u8], number: u64, at: u64, length: u64) -> bool {
+    let record = Record::parse(header, number, at);
+    record.is_ok_and(|record| record.is_some_and(|record| at + record.size() <= length))
 }
 
 /// Makes what a start has read durable, and then indexes it.
@@ -676,14 +729,13 @@ impl<D: Disk> Writer<D> {
             let mut bytes = 0;
             while bytes < FLUSH_BYTES {
                 let Ok(job) = waiting.try_recv() else { break };
-                bytes += job._room.num_permits();
+                bytes += job.room.num_permits();
                 jobs.push(job);
             }
             match self.flush(&jobs) {
                 Ok(receipts) => {
                     for (job, receipts) in jobs.into_iter().zip(receipts) {
-                        // A caller that went away does not want to know.
-                        let _ = job.reply.send(receipts);
+                        job.answer(receipts);
                     }
                 }
                 Err(why) => {
@@ -694,11 +746,11 @@ impl<D: Disk> Writer<D> {
                     *poison = Some(Arc::clone(&why));
                     drop(poison);
                     for job in jobs {
-                        let _ = job.reply.send(Err(StoreError::Poisoned(Arc::clone(&why))));
+                        job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
                     }
                     waiting.close();
                     while let Some(job) = waiting.blocking_recv() {
-                        let _ = job.reply.send(Err(StoreError::Poisoned(Arc::clone(&why))));
+                        job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
                     }
                 }
             }

@@ -164,6 +164,11 @@ async fn a_clock_that_goes_back_does_not_stop_scrubbing() {
     let began_unix_ms = now_unix_ms() + 1_000_000_000_000;
     let after = Some(ShardKey::replica(bench.chunks[1].id()));
     opened.store.index().set_pass(&Pass { began_unix_ms, after }).unwrap();
+    let meters = Meters::new(&Metrics::new([], []).unwrap()).unwrap();
+    let mut scrubber = Scrubber::new(opened.store.clone(), ONE_A_SECOND, meters).unwrap();
+    assert!(scrubber.elapsed() < DAY);
+    assert!(scrubber.pass.began_unix_ms <= now_unix_ms(), "it counts from now on");
+    drop(scrubber);
     scrub(&opened.store, 3 * RECORD).await;
     opened.close();
 }

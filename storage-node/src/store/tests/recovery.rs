@@ -314,6 +314,62 @@ fn a_segment_set_aside_replaces_none_and_a_volume_of_them_is_left_as_it_is() {
     opened.close();
 }
 
+/// Goal: where the index is gone, a record whose header has rotted costs itself and nothing behind it,
+/// and nothing is written over what stands there. Method: rot in the header of each record in turn, of
+/// small ones and of one that is longer than what is looked through at a time.
+#[test]
+fn a_rotten_record_hides_none_behind_it_from_a_start_without_an_index() {
+    let lengths = [300, 0, 7, SEALED_BYTES_MAX, 64 << 10, 1];
+    let chunks: Vec<_> = (0_u64..).zip(lengths).map(|(at, length)| chunk(at, length)).collect();
+    for rotten in 0..chunks.len() {
+        let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
+        let opened = open(platter.clone(), index.path(), 4 << 20);
+        opened.put(&chunks, START).unwrap();
+        let key = ShardKey::replica(chunks[rotten].id());
+        let offset = opened.store.index().location(&key).unwrap().unwrap().offset;
+        opened.close();
+        std::fs::remove_dir_all(index.path()).unwrap();
+        platter.rot(0, offset + 9);
+        let opened = open(platter.clone(), index.path(), 4 << 20);
+        assert!(!opened.store.has(&key.chunk).unwrap());
+        let others: Vec<_> = chunks.iter().filter(|it| it.id() != key.chunk).cloned().collect();
+        opened.assert_has(&others);
+        opened.put(&[chunk(9, 2000)], START).unwrap();
+        opened.assert_has(&others);
+        opened.assert_has(&[chunk(9, 2000)]);
+        assert_eq!(opened.store.totals().shards, 6);
+        opened.close();
+    }
+}
+
+/// What a client stores must not be taken for a record of a later version, which would keep the store
+/// from opening.
+#[test]
+fn a_record_made_up_inside_of_a_rotten_one_is_no_obstacle() {
+    let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
+    let inner = SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES as u64;
+    let key = ShardKey::replica(chunk(1, 10).id());
+    let record = Record { kind: Kind::Extension, key, length: 10, keep_until: START };
+    let mut header = record.header(0, inner);
+    header[5] = 9;
+    let sum = blake3::Hasher::new()
+        .update(&header[..56])
+        .update(&0_u64.to_le_bytes())
+        .update(&inner.to_le_bytes())
+        .finalize();
+    header[56..].copy_from_slice(&sum.as_bytes()[..16]);
+    Record::parse(&header, 0, inner).unwrap_err();
+    let made_up = SealedChunk::hash(Bytes::copy_from_slice(&header)).unwrap();
+    let opened = open(platter.clone(), index.path(), SMALL);
+    opened.put(&[made_up, chunk(2, 100)], START).unwrap();
+    opened.close();
+    std::fs::remove_dir_all(index.path()).unwrap();
+    platter.rot(0, SEGMENT_HEADER_BYTES + 9);
+    let opened = open(platter, index.path(), SMALL);
+    opened.assert_has(&[chunk(2, 100)]);
+    opened.close();
+}
+
 #[test]
 fn a_running_store_whose_file_is_cut_goes_on() {
     let case = Case::new();
