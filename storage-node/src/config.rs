@@ -71,3 +71,41 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         audit_log: reader.optional_path("audit_log"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const NEEDED: &str = r#"
+listen = "127.0.0.1:7421"
+advertise = "node-0:7421"
+data_dir = "/data"
+descriptor = "/descriptor"
+[tls]
+ca = "ca"
+certificate = "certificate"
+key = "key"
+"#;
+
+    fn read(more: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("storage.toml");
+        std::fs::write(&file, format!("{more}{NEEDED}")).unwrap();
+        read_config(Some(&file))
+    }
+
+    #[test]
+    fn scrubbing_has_defaults_and_bounds() {
+        let config = read("").unwrap();
+        assert_eq!(config.scrub_every, Duration::from_secs(7 * 24 * 60 * 60));
+        assert_eq!(config.scrub_bytes_per_second, 20 << 20);
+        let config = read("scrub_every = \"30d\"\nscrub_bytes_per_second = \"5MiB\"\n").unwrap();
+        assert_eq!(config.scrub_every, Duration::from_secs(30 * 24 * 60 * 60));
+        assert_eq!(config.scrub_bytes_per_second, 5 << 20);
+        for refused in ["scrub_every = 0\n", "scrub_bytes_per_second = 0\n", "scrub = true\n"] {
+            assert!(read(refused).is_err(), "{refused}");
+        }
+    }
+}
