@@ -524,23 +524,24 @@ async fn a_node_without_capacity_fetches_only_what_it_had() {
     let chunks = chunks(0..12);
     let small = |config| Config { capacity_bytes: 10_000, ..config };
     let (node, sibling) = (cluster.start_with(0, small).await, cluster.start(1).await);
-    cluster.put(&node, 0, &chunks[..10]).await;
+    // There would be room for one more.
+    cluster.put(&node, 0, &chunks[..9]).await;
     cluster.put(&sibling, 1, &chunks).await;
     cluster.members.feed.lock().unwrap().extend(ids(&chunks));
     let fault = || {
         let reports = cluster.members.reports.lock().unwrap();
         reports.get(&cluster.nodes[0]).map(|it| it.fault.clone()).unwrap_or_default()
     };
-    cluster.until(|| cluster.reported(0) == (10, 2)).await;
+    cluster.until(|| cluster.reported(0) == (9, 3)).await;
     assert_eq!(fault(), "this storage node's capacity is used up");
     damage(&cluster, 0, &chunks[3..4]);
     assert_eq!(cluster.get(&node, &chunks[3..4]).await, [Bytes::new()]);
     // It came again, and with it nothing that is new.
     let mut expected = bytes(&chunks);
-    expected[10..].fill(Bytes::new());
+    expected[9..].fill(Bytes::new());
     let mended = async { while cluster.get(&node, &chunks).await != expected {} };
     tokio::time::timeout(LONG, mended).await.unwrap();
-    cluster.until(|| cluster.reported(0) == (10, 2)).await;
+    cluster.until(|| cluster.reported(0) == (9, 3)).await;
     node.stop().await;
 
     let node = cluster.start(0).await;
