@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "coffer/v1/directory.proto",
     "coffer/v1/chunk.proto",
     "coffer/v1/login.proto",
     "coffer/v1/cluster.proto",
+    "coffer/v1/admin.proto",
     "coffer/internal/v1/member.proto",
     "coffer/internal/v1/storage.proto",
 ];

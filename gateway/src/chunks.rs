@@ -180,7 +180,7 @@ impl ChunkService for Chunks {
         let proof = self.door.admit(&request)?;
         let count = request.get_ref().chunks.len();
         note(&request, |subject| subject.object = Some(format!("{count} chunks")));
-        let pb::PutChunksRequest { ticket, chunks } = request.into_inner();
+        let pb::PutChunksRequest { ticket, chunks, .. } = request.into_inner();
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
             return Err(invalid("TOO_MANY_CHUNKS", "one call takes at most 256 chunks and 4 MiB"));
@@ -207,6 +207,7 @@ impl ChunkService for Chunks {
             let message = pb::PutChunksRequest {
                 ticket: ticket.clone(),
                 chunks: positions.iter().map(|at| sealed[*at].bytes().clone()).collect(),
+                layout_version: view.layout_version(),
             };
             let request = with_proof(message, &proof);
             positions_of.insert(node.id, positions);

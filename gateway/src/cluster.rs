@@ -47,6 +47,10 @@ pub(crate) struct View {
 }
 
 impl View {
+    pub(crate) fn layout_version(&self) -> u64 {
+        self.layout.version()
+    }
+
     /// The nodes that hold `chunk`, in order, as far as they can be called.
     pub(crate) fn holders(&self, chunk: &ChunkId) -> Vec<Node> {
         self.layout.nodes_of(chunk).filter_map(|id| self.nodes.get(&id).cloned()).collect()
@@ -105,7 +109,7 @@ impl Cluster {
             .members
             .ask(async |channel| {
                 let mut client = ClusterServiceClient::new(channel);
-                let descriptor = client.get_descriptor(pb::GetDescriptorRequest {}).await?;
+                let descriptor = client.get_descriptor(pb::GetDescriptorRequest::default()).await?;
                 let status = client.get_status(pb::GetStatusRequest {}).await?;
                 Ok((descriptor.into_inner(), status.into_inner()))
             })

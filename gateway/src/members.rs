@@ -226,6 +226,17 @@ impl LoginService for Members {
         })
         .await
     }
+
+    async fn get_sealed_session(
+        &self,
+        request: Request<pb::GetSealedSessionRequest>,
+    ) -> Result<Response<pb::GetSealedSessionResponse>, Status> {
+        let message = request.into_inner();
+        self.ask(async |channel| {
+            LoginServiceClient::new(channel).get_sealed_session(message.clone()).await
+        })
+        .await
+    }
 }
 
 #[tonic::async_trait]

@@ -44,6 +44,7 @@ impl ClusterService for Cluster {
             descriptor: descriptor.into(),
             layout: layout.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..pb::GetDescriptorResponse::default()
         }))
     }
 
@@ -76,6 +77,7 @@ impl ClusterService for Cluster {
                     chunks: condition.chunks,
                     missing_chunks: condition.missing_chunks,
                     fault: condition.fault,
+                    ..pb::NodeStatus::default()
                 }
             };
             Ok(pb::GetStatusResponse {
@@ -86,6 +88,7 @@ impl ClusterService for Cluster {
                 inodes: totals.inodes,
                 charged_bytes: totals.bytes,
                 log_root: query::log_root(view).map_err(store_failed)?.to_vec().into(),
+                ..pb::GetStatusResponse::default()
             })
         });
         Ok(Response::new(answer.await?))

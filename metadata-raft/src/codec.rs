@@ -21,14 +21,14 @@ const KIND_COMMANDS: u8 = 1;
 const KIND_MEMBERSHIP: u8 = 2;
 
 #[derive(BorshSerialize, BorshDeserialize)]
-struct LogIdForm {
+pub(crate) struct LogIdForm {
     term: u64,
     node: u64,
     index: u64,
 }
 
 #[derive(BorshSerialize, BorshDeserialize)]
-struct VoteForm {
+pub(crate) struct VoteForm {
     term: u64,
     node: u64,
     committed: bool,
@@ -43,7 +43,7 @@ struct MembershipForm {
 }
 
 #[derive(BorshSerialize, BorshDeserialize)]
-struct StoredMembershipForm {
+pub(crate) struct StoredMembershipForm {
     log_id: Option<LogIdForm>,
     membership: MembershipForm,
 }
@@ -118,6 +118,21 @@ impl From<&Membership> for MembershipForm {
 impl From<MembershipForm> for Membership {
     fn from(form: MembershipForm) -> Self {
         Self::new(form.configs, form.nodes)
+    }
+}
+
+impl From<&StoredMembership> for StoredMembershipForm {
+    fn from(stored: &StoredMembership) -> Self {
+        Self {
+            log_id: log_id_form(stored.log_id().as_ref()),
+            membership: stored.membership().into(),
+        }
+    }
+}
+
+impl From<StoredMembershipForm> for StoredMembership {
+    fn from(form: StoredMembershipForm) -> Self {
+        Self::new(form.log_id.map(LogId::from), form.membership.into())
     }
 }
 
@@ -201,15 +216,20 @@ pub(crate) fn decode_log_id(bytes: &[u8]) -> Result<Option<LogId>, Malformed> {
 }
 
 pub(crate) fn encode_membership(stored: &StoredMembership) -> Vec<u8> {
-    versioned(&StoredMembershipForm {
-        log_id: log_id_form(stored.log_id().as_ref()),
-        membership: stored.membership().into(),
-    })
+    versioned(&StoredMembershipForm::from(stored))
 }
 
 pub(crate) fn decode_membership(bytes: &[u8]) -> Result<StoredMembership, Malformed> {
-    let form: StoredMembershipForm = parse("membership", bytes)?;
-    Ok(StoredMembership::new(form.log_id.map(LogId::from), form.membership.into()))
+    parse::<StoredMembershipForm>("membership", bytes).map(StoredMembership::from)
+}
+
+/// The number of the tables in force.
+pub(crate) fn encode_generation(generation: u64) -> Vec<u8> {
+    versioned(&generation)
+}
+
+pub(crate) fn decode_generation(bytes: &[u8]) -> Result<u64, Malformed> {
+    parse("generation", bytes)
 }
 
 pub(crate) fn encode_append(request: &AppendEntriesRequest<TypeConfig>) -> Vec<u8> {

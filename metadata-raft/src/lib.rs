@@ -27,7 +27,9 @@ mod proofs;
 mod raft;
 mod reads;
 mod serve;
+mod snapshot;
 mod store;
+mod truncation;
 
 pub use config::{Config, Timing, read_config};
 pub use group::{GroupError, ROLE, member_id};

@@ -1,12 +1,12 @@
-//! The Raft log and the vote, for openraft. Nothing is acknowledged before it is synced; nothing is
-//! purged in this version, so that a member that was away catches up from the log alone.
+//! The Raft log and the vote, for openraft. Nothing is acknowledged before it is synced, and no entry is
+//! removed before what it led to is applied and durable.
 
 // openraft's errors are large, and rare.
 #![allow(clippy::result_large_err)]
 
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError};
@@ -16,7 +16,8 @@ use crate::codec::{
     decode_entry, decode_log_id, decode_vote, encode_entry, encode_log_id, encode_vote,
 };
 use crate::raft::{Entry, LogId, StorageError, TypeConfig, Vote};
-use crate::store::{Meta, Store, StoreError, Sync};
+use crate::store::{LogExtent, Meta, Store, StoreError, Sync};
+use crate::truncation::{LogPolicy, LogSizes};
 
 /// Entries one append carries to a peer: what one message takes, with room for what stands around
 /// them.
@@ -26,11 +27,37 @@ const APPEND_BYTES_MAX: usize = 4 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct LogStore {
     store: Arc<Store>,
+    sizes: Arc<Mutex<LogSizes>>,
 }
 
 impl LogStore {
-    pub(crate) const fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Arc<Store>) -> Result<Self, StoreError> {
+        let sizes = match store.log_extent()? {
+            Some(LogExtent { first, last, bytes }) => LogSizes::estimated(first, last, bytes),
+            None => LogSizes::default(),
+        };
+        Ok(Self { store, sizes: Arc::new(Mutex::new(sizes)) })
+    }
+
+    /// Up to where entries are to be removed, if there are too many.
+    pub(crate) fn cut(&self, applied: u64, policy: &LogPolicy) -> Option<u64> {
+        self.sizes().cut(applied, policy)
+    }
+
+    fn sizes(&self) -> MutexGuard<'_, LogSizes> {
+        // They are estimates at worst.
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes entries from the beginning of the log, whatever of them is applied.
+    pub(crate) async fn remove_upto(&self, log_id: LogId) -> Result<(), StorageError> {
+        self.write(Sync::Now, move |store, batch| {
+            store.put_meta(batch, Meta::Purged, &encode_log_id(Some(&log_id)));
+            store.remove_entries(batch, 0, log_id.index.saturating_add(1));
+        })
+        .await?;
+        self.sizes().purged(log_id.index);
+        Ok(())
     }
 
     async fn entries(
@@ -170,11 +197,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        let sizes = Arc::clone(&self.sizes);
         // The commit point of an append is the synced write: only then the callback says so.
         let written = self
             .write(Sync::Now, move |store, batch| {
+                let mut sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
                 for entry in &entries {
-                    store.put_entry(batch, entry.log_id.index, &encode_entry(entry));
+                    let bytes = encode_entry(entry);
+                    store.put_entry(batch, entry.log_id.index, &bytes);
+                    sizes.appended(entry.log_id.index, bytes.len() as u64);
                 }
             })
             .await;
@@ -194,14 +225,18 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write(Sync::Now, move |store, batch| {
             store.remove_entries(batch, log_id.index, u64::MAX);
         })
-        .await
+        .await?;
+        self.sizes().truncated(log_id.index);
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        self.write(Sync::Now, move |store, batch| {
-            store.put_meta(batch, Meta::Purged, &encode_log_id(Some(&log_id)));
-            store.remove_entries(batch, 0, log_id.index.saturating_add(1));
-        })
-        .await
+        // openraft says this as soon as it has handed a snapshot to the state machine, which may not
+        // have installed it yet. Entries that were gone by then would be lost in a crash, and those
+        // that came after them would stand behind a hole.
+        self.store.applied_upto(log_id.index).await.map_err(write_error)?;
+        // What is applied was written before this removal into the same write-ahead log, or was durable
+        // before it: if the removal survives a crash, the state does too.
+        self.remove_upto(log_id).await
     }
 }

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use coffer_metadata_core::query;
 use coffer_metadata_core::state::OpRef;
 use coffer_model::encoding::encode;
+use coffer_model::hash::Hash;
 use coffer_model::id::MemberId;
 use coffer_model::name::UserName;
+use coffer_model::session::CertificateHash;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
@@ -79,6 +81,36 @@ impl LoginService for Login {
             open_registration: self.door.group.descriptor().open_registration,
             log_time_ms,
         }))
+    }
+
+    async fn get_sealed_session(
+        &self,
+        request: Request<pb::GetSealedSessionRequest>,
+    ) -> Result<Response<pb::GetSealedSessionResponse>, Status> {
+        if let Route::At(leader) = self.door.to_leader(&request)? {
+            let call = |to, request| async move { client(to).get_sealed_session(request).await };
+            return self.door.forward(leader, request, call).await;
+        }
+        let bytes = <[u8; 32]>::try_from(request.get_ref().certificate_hash.as_ref());
+        let text = "a certificate hash has 32 bytes";
+        let hash = Hash::from_bytes(bytes.map_err(|_| invalid("HASH_INVALID", text))?);
+        let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
+        let answer = reading(move || {
+            let view = &confirmed.view;
+            let session = CertificateHash::from_hash(hash);
+            let log_time = query::log_time(view).map_err(store_failed)?;
+            let found = query::sealed_session(view, &session).map_err(store_failed)?;
+            let text = "no sealed keys are kept for this session; log in again";
+            let found =
+                found.ok_or_else(|| status(Code::NotFound, "SESSION_UNKNOWN", text, &[]))?;
+            Ok(pb::GetSealedSessionResponse {
+                name: found.name,
+                sealed: found.sealed.into(),
+                ended: found.ended,
+                log_time_ms: log_time.unix_ms(),
+            })
+        });
+        Ok(Response::new(answer.await?))
     }
 
     async fn start_login(

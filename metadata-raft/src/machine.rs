@@ -1,11 +1,13 @@
 //! The state machine, for openraft: prepares the commands of committed entries on many threads,
 //! applies them one after the other, and writes the changes with the position in one go.
+//!
+//! A snapshot is a view of the store, so making one costs nothing but what the store then has to keep;
+//! it is gone when the process ends, and openraft makes another at the next start.
 
 // openraft's errors are large, and rare.
 #![allow(clippy::result_large_err)]
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Cursor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -13,16 +15,17 @@ use coffer_metadata_core::{Command, Overlay, Prepared, Reply, apply};
 use coffer_model::bundle::submission_hash;
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
-use openraft::storage::{RaftStateMachine, Snapshot};
-use openraft::{
-    AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, SnapshotMeta, StorageIOError,
-};
+use openraft::storage::RaftStateMachine;
+use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use rocksdb::WriteBatch;
 
 use crate::codec::{decode_log_id, decode_membership, encode_log_id, encode_membership};
 use crate::log::{blocking, read_error, write_error};
-use crate::raft::{Entry, LogId, Replies, StorageError, StoredMembership, TypeConfig};
-use crate::store::{Meta, Store, Sync};
+use crate::raft::{
+    Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
+};
+use crate::snapshot::SnapshotData;
+use crate::store::{Meta, Store, StoreError, Sync, View};
 
 /// Prepared submissions that wait for their entry to be applied, by the bytes they were made of.
 const PREPARED_BYTES_MAX: usize = 64 << 20;
@@ -90,15 +93,49 @@ pub(crate) struct Machine {
     store: Arc<Store>,
     cluster: ClusterId,
     prepared: Arc<PreparedCache>,
+    current: CurrentSnapshot,
 }
 
 impl Machine {
-    pub(crate) const fn new(
-        store: Arc<Store>,
-        cluster: ClusterId,
-        prepared: Arc<PreparedCache>,
-    ) -> Self {
-        Self { store, cluster, prepared }
+    pub(crate) fn new(store: Arc<Store>, cluster: ClusterId, prepared: Arc<PreparedCache>) -> Self {
+        Self { store, cluster, prepared, current: CurrentSnapshot::default() }
+    }
+}
+
+/// The last snapshot. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+struct CurrentSnapshot(Arc<Mutex<Option<Current>>>);
+
+#[derive(Debug)]
+struct Current {
+    meta: SnapshotMeta,
+    view: Arc<View>,
+}
+
+impl CurrentSnapshot {
+    /// Makes a snapshot of the state as it is now the current one, unless there is a later one.
+    fn renew(&self, store: &Arc<Store>) -> Result<Snapshot, StoreError> {
+        let view = View::of(store);
+        let last_log_id = view.meta(Meta::Applied, decode_log_id)?.flatten();
+        let membership = view.meta(Meta::Membership, decode_membership)?;
+        let meta = SnapshotMeta {
+            last_log_id,
+            last_membership: membership.unwrap_or_default(),
+            snapshot_id: last_log_id.map_or_else(String::new, |id| id.to_string()),
+        };
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_none_or(|current| current.meta.last_log_id <= last_log_id) {
+            *current = Some(Current { meta, view: Arc::new(view) });
+        }
+        drop(current);
+        self.get().ok_or(StoreError::Read { what: "the snapshot", reason: "it is gone".to_owned() })
+    }
+
+    fn get(&self) -> Option<Snapshot> {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = current.as_ref()?;
+        let snapshot = Box::new(SnapshotData::Own(Arc::clone(&current.view)));
+        Some(Snapshot { meta: current.meta.clone(), snapshot })
     }
 }
 
@@ -150,6 +187,7 @@ fn apply_entries(
     store.put_meta(&mut batch, Meta::Applied, &encode_log_id(Some(&last)));
     // The commit point: from here on the entries are applied, and never are again.
     store.write(batch, Sync::Later).map_err(write_error)?;
+    store.note_applied(last.index);
     Ok(counts.into_iter().map(|count| Replies(replies.drain(..count).collect())).collect())
 }
 
@@ -191,7 +229,7 @@ fn prepare(cluster: &ClusterId, cache: &PreparedCache, commands: Vec<Command>) -
 }
 
 impl RaftStateMachine<TypeConfig> for Machine {
-    type SnapshotBuilder = NoSnapshots;
+    type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
         let store = Arc::clone(&self.store);
@@ -214,38 +252,56 @@ impl RaftStateMachine<TypeConfig> for Machine {
         blocking(move || apply_entries(&store, &cluster, &prepared, entries)).await
     }
 
-    async fn get_snapshot_builder(&mut self) -> NoSnapshots {
-        NoSnapshots
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { store: Arc::clone(&self.store), current: self.current.clone() }
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
-        Err(no_snapshots())
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotData>, StorageError> {
+        let reason = "snapshots are received outside of Raft, which is handed whole ones";
+        Err(StorageIOError::write_snapshot(None, AnyError::error(reason)).into())
     }
 
     async fn install_snapshot(
         &mut self,
-        _: &SnapshotMeta<u64, openraft::EmptyNode>,
-        _: Box<Cursor<Vec<u8>>>,
+        meta: &SnapshotMeta,
+        snapshot: Box<SnapshotData>,
     ) -> Result<(), StorageError> {
-        Err(no_snapshots())
+        let failed = |error: &StoreError| {
+            StorageIOError::write_snapshot(Some(meta.signature()), AnyError::new(error)).into()
+        };
+        let received = match *snapshot {
+            SnapshotData::Received(received) => received,
+            SnapshotData::Own(_) => {
+                let reason = "this member's own snapshot is its state already".to_owned();
+                return Err(failed(&StoreError::Read { what: "the snapshot", reason }));
+            }
+        };
+        let (store, current) = (Arc::clone(&self.store), self.current.clone());
+        let installed = blocking(move || {
+            Ok(received.swap_in().and_then(|()| {
+                // What was replaced is still there, for views that were taken of it.
+                store.drop_other_generations()?;
+                current.renew(&store)
+            }))
+        });
+        installed.await?.map(|_| ()).map_err(|error| failed(&error))
     }
 
-    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
-        Ok(None)
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
+        Ok(self.current.get())
     }
 }
 
-/// There are no snapshots in this version: the log is kept whole.
+/// Makes a snapshot of the state as it is when it is asked to.
 #[derive(Debug)]
-pub(crate) struct NoSnapshots;
-
-impl RaftSnapshotBuilder<TypeConfig> for NoSnapshots {
-    async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
-        Err(no_snapshots())
-    }
+pub(crate) struct SnapshotBuilder {
+    store: Arc<Store>,
+    current: CurrentSnapshot,
 }
 
-fn no_snapshots() -> StorageError {
-    let reason = "this version keeps the whole Raft log and makes no snapshots of it";
-    StorageIOError::write_snapshot(None, AnyError::error(reason)).into()
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
+        let (store, current) = (Arc::clone(&self.store), self.current.clone());
+        blocking(move || current.renew(&store).map_err(read_error)).await
+    }
 }

@@ -44,8 +44,9 @@ use crate::opaque::{Opaque, SetupError};
 use crate::peers::Peers;
 use crate::raft::{Leadership, Raft};
 use crate::reads::Reads;
-use crate::serve::{Internal, routes};
+use crate::serve::{Internal, Snapshots, routes};
 use crate::store::{Store, StoreError};
+use crate::truncation::{LogPolicy, Truncation};
 
 /// How long requests that are under way at the end may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -146,7 +147,7 @@ pub async fn run_on(
     listener: TcpListener,
     shutdown: Shutdown,
 ) -> Result<(), MemberError> {
-    Running::start(config, listener).await?.until(&shutdown).await
+    Running::start(config, LogPolicy::STANDARD, listener).await?.until(&shutdown).await
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, MemberError> {
@@ -171,14 +172,18 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) async fn start(config: Config, listener: TcpListener) -> Result<Self, MemberError> {
+    pub(crate) async fn start(
+        config: Config,
+        policy: LogPolicy,
+        listener: TcpListener,
+    ) -> Result<Self, MemberError> {
         let health_listener = match config.health_listen {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
         let setup = config.clone();
         let opened = tokio::task::spawn_blocking(move || Opened::open(&setup)).await;
-        let Opened { group, store, opaque, tls } =
+        let Opened { group, store, log, opaque, tls } =
             opened.map_err(|error| MemberError::Task(error.to_string()))??;
         let peers = Peers::new(&group, &tls)?;
         let prepared = Arc::new(PreparedCache::default());
@@ -186,8 +191,8 @@ impl Running {
         let raft = Raft::new(
             group.me.as_u64(),
             Arc::new(raft_config(&config.timing, &group)),
-            Network(peers.clone()),
-            LogStore::new(Arc::clone(&store)),
+            Network { group: Arc::clone(&group), peers: peers.clone() },
+            log.clone(),
             machine,
         )
         .await
@@ -231,7 +236,8 @@ impl Running {
             Cluster { door: door.clone(), reads: reads.clone(), nodes: Arc::clone(&nodes) };
         let internal =
             Internal::new(door.clone(), reads.clone(), proposer.clone(), Arc::clone(&nodes));
-        let services = routes(directory, login, cluster, internal, &health);
+        let snapshots = Snapshots::new(door.clone(), Arc::clone(&store));
+        let services = routes(directory, login, cluster, internal, snapshots, &health);
 
         let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
         let stop_serving = CancellationToken::new();
@@ -246,6 +252,8 @@ impl Running {
             });
         }
         tasks.spawn("certificates", tls.watch(RELOAD_EVERY, tasks.token()));
+        let truncation = Truncation { raft: raft.clone(), log, policy };
+        tasks.spawn("log truncation", truncation.watch(tasks.token()));
         tasks.spawn("sweeper", sweep(listings, attempts, tasks.token()));
         let leading =
             Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
@@ -401,6 +409,7 @@ async fn raft_stopped(raft: &Raft) -> String {
 struct Opened {
     group: Arc<Group>,
     store: Arc<Store>,
+    log: LogStore,
     opaque: Arc<Opaque>,
     tls: Arc<LiveTls>,
 }
@@ -428,9 +437,10 @@ impl Opened {
         tracing::info!(fingerprint = %opaque.fingerprint(), "the secrets for login are read");
         let group = Group::new(records, identity)?;
         let store = Store::open(&path, &cluster, group.me)?;
+        let log = LogStore::new(Arc::clone(&store))?;
         // Only now: a volume that is bound has a store, or has lost it.
         group.identity.bind(&cluster)?;
-        Ok(Self { group: Arc::new(group), store, opaque: Arc::new(opaque), tls })
+        Ok(Self { group: Arc::new(group), store, log, opaque: Arc::new(opaque), tls })
     }
 }
 
@@ -442,7 +452,9 @@ fn raft_config(timing: &Timing, group: &Group) -> openraft::Config {
         election_timeout_min: ms(timing.election_min),
         election_timeout_max: ms(timing.election_max),
         max_payload_entries: APPEND_ENTRIES_MAX,
+        // When the log is cut, and where, is for `truncation` to say.
         snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
         ..openraft::Config::default()
     }
 }
@@ -544,3 +556,5 @@ impl Leading {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::copy_dir;

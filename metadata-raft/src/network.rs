@@ -4,35 +4,54 @@
 #![allow(clippy::result_large_err)]
 
 use std::error::Error;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use coffer_model::encoding::Malformed;
 use coffer_model::id::MemberId;
 use coffer_proto::internal as pb;
 use coffer_service::call::contained;
-use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable};
+use openraft::error::{
+    Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
+};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, EmptyNode};
+use openraft::{AnyError, EmptyNode, StorageError, StorageIOError};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status};
 
-use crate::codec::{decode_append_answer, decode_vote_answer, encode_append, encode_vote_request};
+use crate::codec::{
+    decode_append_answer, decode_vote, decode_vote_answer, encode_append, encode_vote_request,
+};
+use crate::group::Group;
 use crate::peers::Peers;
-use crate::raft::TypeConfig;
+use crate::raft::{Snapshot, TypeConfig, Vote};
+use crate::snapshot::{Header, SnapshotData, stream};
 
 /// How long replication to a member that cannot be reached pauses.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(200);
+/// Pieces of a snapshot that are read before the receiver has room for them.
+const PIECES_AHEAD: usize = 2;
+/// How long the receiver of a snapshot may take nothing, or not answer at its end, before it counts as
+/// gone.
+const STALL_MAX: Duration = Duration::from_secs(45);
 
 /// Makes the connections.
 #[derive(Clone, Debug)]
-pub(crate) struct Network(pub(crate) Peers);
+pub(crate) struct Network {
+    pub(crate) group: Arc<Group>,
+    pub(crate) peers: Peers,
+}
 
 /// The connection to one member.
 #[derive(Debug)]
 pub(crate) struct Connection {
+    group: Arc<Group>,
     peers: Peers,
     target: MemberId,
 }
@@ -41,7 +60,11 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _: &EmptyNode) -> Connection {
-        Connection { peers: self.0.clone(), target: MemberId::from_u64(target) }
+        Connection {
+            group: Arc::clone(&self.group),
+            peers: self.peers.clone(),
+            target: MemberId::from_u64(target),
+        }
     }
 }
 
@@ -67,6 +90,38 @@ impl Connection {
             let reason = AnyError::error(format!("the descriptor names no member {}", self.target));
             Unreachable::from(reason).into()
         })
+    }
+}
+
+type Refusal = StreamingError<TypeConfig, Fatal<u64>>;
+
+/// Whatever went wrong with a snapshot, the next attempt is not made at once.
+fn gone(reason: AnyError) -> Refusal {
+    Unreachable::from(reason).into()
+}
+
+/// Waits for the answer of a receiver that goes on taking pieces, unless Raft does not want it any more.
+async fn attended(
+    call: impl Future<Output = Result<tonic::Response<pb::StreamSnapshotResponse>, Status>>,
+    cancel: impl Future<Output = ReplicationClosed>,
+    sent: &AtomicU64,
+) -> Result<pb::StreamSnapshotResponse, Refusal> {
+    let (mut call, mut cancel) = (pin!(call), pin!(cancel));
+    let mut seen = None;
+    loop {
+        tokio::select! {
+            answer = &mut call => {
+                let answer = answer.map_err(|status| gone(AnyError::new(&status)))?;
+                return Ok(answer.into_inner());
+            }
+            closed = &mut cancel => return Err(closed.into()),
+            () = tokio::time::sleep(STALL_MAX) => {
+                let now = sent.load(Ordering::Relaxed);
+                if seen.replace(now) == Some(now) {
+                    return Err(gone(AnyError::error("the receiver of a snapshot is stuck")));
+                }
+            }
+        }
     }
 }
 
@@ -102,14 +157,52 @@ impl RaftNetwork<TypeConfig> for Connection {
         decode_vote_answer(&answer.message).map_err(garbled)
     }
 
-    async fn install_snapshot(
+    async fn full_snapshot(
         &mut self,
-        _: InstallSnapshotRequest<TypeConfig>,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _: RPCOption,
-    ) -> Result<InstallSnapshotResponse<u64>, Failure<RaftError<u64, InstallSnapshotError>>> {
-        // Nothing is purged from the log, so nobody ever needs one.
-        let reason = AnyError::error("this version makes no snapshots of the Raft log");
-        Err(Unreachable::from(reason).into())
+    ) -> Result<SnapshotResponse<u64>, Refusal> {
+        let (Some(last), SnapshotData::Own(view)) = (snapshot.meta.last_log_id, *snapshot.snapshot)
+        else {
+            return Err(gone(AnyError::error("there is nothing in the snapshot to be sent")));
+        };
+        let Some(mut client) = self.peers.snapshots(self.target) else {
+            let reason = format!("the descriptor names no member {}", self.target);
+            return Err(gone(AnyError::error(reason)));
+        };
+        let membership = snapshot.meta.last_membership.clone();
+        let header = Header { cluster: self.group.cluster(), vote, last, membership };
+        let (pieces, taken) = mpsc::channel(PIECES_AHEAD);
+        let sent = Arc::new(AtomicU64::new(0));
+        let progress = Arc::clone(&sent);
+        // It ends with the call: then nobody takes pieces any more.
+        let reading = tokio::task::spawn_blocking(move || {
+            stream(&header, &view, |message| {
+                progress.fetch_add(1, Ordering::Relaxed);
+                let message = pb::StreamSnapshotRequest { message: message.into() };
+                pieces.blocking_send(message).is_ok()
+            })
+        });
+        tracing::info!(member = %self.target, %last, "sending a snapshot");
+        let call = contained(client.stream_snapshot(ReceiverStream::new(taken)));
+        let answer = attended(call, cancel, &sent).await;
+        // The receiver's half of the channel is gone by now, so this does not take long.
+        match reading.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = StorageIOError::read_snapshot(
+                    Some(snapshot.meta.signature()),
+                    AnyError::new(&error),
+                );
+                return Err(StorageError::from(error).into());
+            }
+            Err(error) => return Err(gone(AnyError::new(&error))),
+        }
+        let vote = decode_vote(&answer?.message).map_err(|error| gone(AnyError::new(&error)))?;
+        tracing::info!(member = %self.target, %last, "the snapshot is taken");
+        Ok(SnapshotResponse { vote })
     }
 
     fn backoff(&self) -> Backoff {

@@ -1,5 +1,5 @@
-//! Channels to the other members: two for each, so that Raft's small and urgent messages do not queue
-//! behind forwarded calls.
+//! Channels to the other members: three for each, so that Raft's small and urgent messages do not queue
+//! behind forwarded calls, nor either behind a snapshot.
 //!
 //! A member's id is the beginning of the id in its certificate, so the channels check the certificate
 //! themselves: whoever answers at a member's address has to be that member, or nothing is sent.
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use coffer_model::id::MemberId;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
+use coffer_proto::internal::snapshot_service_client::SnapshotServiceClient;
 use coffer_service::channel::ChannelError;
 use coffer_service::peer::{PeerId, peer_uri_id};
 use coffer_service::server::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
@@ -45,6 +46,7 @@ struct Peer {
     address: String,
     raft: Channel,
     calls: Channel,
+    snapshots: Channel,
     answered: Mutex<Option<Instant>>,
 }
 
@@ -55,9 +57,14 @@ impl Peers {
         for member in group.others() {
             let target = Arc::new(Target::new(&member.address, member.id, tls)?);
             let connect = || connect(&target);
-            let (raft, calls) = (connect()?, connect()?);
-            let address = member.address.clone();
-            peers.insert(member.id, Peer { address, raft, calls, answered: Mutex::new(None) });
+            let peer = Peer {
+                address: member.address.clone(),
+                raft: connect()?,
+                calls: connect()?,
+                snapshots: connect()?,
+                answered: Mutex::new(None),
+            };
+            peers.insert(member.id, peer);
         }
         Ok(Self(Arc::new(peers)))
     }
@@ -75,6 +82,12 @@ impl Peers {
     /// The channel for forwarded calls.
     pub(crate) fn calls(&self, member: MemberId) -> Option<Channel> {
         Some(self.0.get(&member)?.calls.clone())
+    }
+
+    /// The channel for snapshots.
+    pub(crate) fn snapshots(&self, member: MemberId) -> Option<SnapshotServiceClient<Channel>> {
+        let channel = self.0.get(&member)?.snapshots.clone();
+        Some(SnapshotServiceClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Notes that a member answered a message of Raft's.

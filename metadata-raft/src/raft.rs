@@ -1,7 +1,6 @@
 //! The types openraft is made concrete with: what an entry carries and what its proposer gets back.
 
 use std::fmt;
-use std::io::Cursor;
 use std::time::Duration;
 
 use borsh::BorshSerialize;
@@ -13,6 +12,8 @@ use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::snapshot::SnapshotData;
+
 openraft::declare_raft_types!(
     /// What our Raft is made of. Nodes carry nothing: addresses stand in the descriptor.
     pub(crate) TypeConfig:
@@ -21,7 +22,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = openraft::EmptyNode,
         Entry = openraft::Entry<TypeConfig>,
-        SnapshotData = Cursor<Vec<u8>>,
+        SnapshotData = SnapshotData,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig>;
@@ -30,6 +31,8 @@ pub(crate) type LogId = openraft::LogId<u64>;
 pub(crate) type Vote = openraft::Vote<u64>;
 pub(crate) type Membership = openraft::Membership<u64, openraft::EmptyNode>;
 pub(crate) type StoredMembership = openraft::StoredMembership<u64, openraft::EmptyNode>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<u64, openraft::EmptyNode>;
+pub(crate) type Snapshot = openraft::Snapshot<TypeConfig>;
 pub(crate) type StorageError = openraft::StorageError<u64>;
 
 /// Who leads, as far as one member knows. It may be wrong; nothing is answered on its word alone.

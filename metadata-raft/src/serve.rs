@@ -1,7 +1,7 @@
 //! What members and storage nodes ask of a member, and all its services on one server.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coffer_metadata_core::{Command, query};
 use coffer_model::encoding::{decode, encode};
@@ -14,32 +14,45 @@ use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as pb;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::member_service_server::{MemberService, MemberServiceServer};
+use coffer_proto::internal::snapshot_service_server::{SnapshotService, SnapshotServiceServer};
 use coffer_proto::v1::cluster_service_server::ClusterServiceServer;
 use coffer_proto::v1::directory_service_server::DirectoryServiceServer;
 use coffer_proto::v1::login_service_server::LoginServiceServer;
 use coffer_service::cache::BoundedCache;
 use coffer_service::health::Health;
-use coffer_service::status::status;
+use coffer_service::status::{status, status_with_retry};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access::{Door, Route, invalid, reading, stopping, store_failed};
 use crate::batch::Proposer;
 use crate::clock::own_reading;
 use crate::cluster::Cluster;
-use crate::codec::{decode_append, decode_vote_request, encode_append_answer, encode_vote_answer};
+use crate::codec::{
+    decode_append, decode_vote_request, encode_append_answer, encode_vote, encode_vote_answer,
+};
 use crate::directory::Directory;
 use crate::group::Process;
 use crate::login::Login;
 use crate::nodes::{Condition, FAULT_BYTES_MAX, Nodes};
+use crate::raft::Snapshot;
 use crate::reads::Reads;
-use crate::store::View;
+use crate::snapshot::{Header, Received, Receiving, SnapshotData, SnapshotError};
+use crate::store::{Store, View};
 
 /// A storage node's report is a good deal shorter than this.
 const REPORT_BYTES_MAX: usize = 1024;
 /// The most rows of the feed in one answer.
 const FEED_ROWS_MAX: u32 = 10_000;
+/// How long the next message of a snapshot may take to come.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long installing a snapshot may take that is all here: it is one write.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// When to come back where another snapshot is being received.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(1);
 /// Parsed layouts: the one in force, and one that is on its way out.
 const LAYOUTS_MAX: usize = 4;
 
@@ -66,6 +79,7 @@ pub(crate) fn routes(
     login: Login,
     cluster: Cluster,
     internal: Internal,
+    snapshots: Snapshots,
     health: &Health,
 ) -> Routes {
     Routes::new(health.service())
@@ -76,6 +90,9 @@ pub(crate) fn routes(
         )
         .add_service(LoginServiceServer::new(login))
         .add_service(ClusterServiceServer::new(cluster))
+        .add_service(
+            SnapshotServiceServer::new(snapshots).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
         .add_service(
             MemberServiceServer::new(internal)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -129,7 +146,7 @@ impl MemberService for Internal {
         request: Request<pb::InstallSnapshotRequest>,
     ) -> Result<Response<pb::InstallSnapshotResponse>, Status> {
         self.door.member(&request)?;
-        let text = "this version makes no snapshots of the Raft log";
+        let text = "snapshots come as streams: use SnapshotService";
         Err(status(Code::Unimplemented, "NO_SNAPSHOTS", text, &[]))
     }
 
@@ -179,6 +196,34 @@ impl MemberService for Internal {
         Ok(Response::new(reading(move || whereabouts(&view, &nodes)).await?))
     }
 
+    async fn read_rows(
+        &self,
+        _: Request<pb::ReadRowsRequest>,
+    ) -> Result<Response<pb::ReadRowsResponse>, Status> {
+        Err(Status::unimplemented("read_rows"))
+    }
+
+    async fn prove_share(
+        &self,
+        _: Request<pb::ProveShareRequest>,
+    ) -> Result<Response<pb::ProveShareResponse>, Status> {
+        Err(Status::unimplemented("prove_share"))
+    }
+
+    async fn release_chunks(
+        &self,
+        _: Request<pb::ReleaseChunksRequest>,
+    ) -> Result<Response<pb::ReleaseChunksResponse>, Status> {
+        Err(Status::unimplemented("release_chunks"))
+    }
+
+    async fn get_core_version(
+        &self,
+        _: Request<pb::GetCoreVersionRequest>,
+    ) -> Result<Response<pb::GetCoreVersionResponse>, Status> {
+        Err(Status::unimplemented("get_core_version"))
+    }
+
     async fn read_feed(
         &self,
         request: Request<pb::ReadFeedRequest>,
@@ -218,6 +263,150 @@ impl MemberService for Internal {
         });
         Ok(Response::new(answer.await?))
     }
+}
+
+/// The snapshot service of one member.
+#[derive(Clone)]
+pub(crate) struct Snapshots {
+    door: Door,
+    store: Arc<Store>,
+    /// One snapshot is received at a time: there is one place for it.
+    turn: Arc<Semaphore>,
+}
+
+type Pieces = Streaming<pb::StreamSnapshotRequest>;
+
+#[tonic::async_trait]
+impl SnapshotService for Snapshots {
+    async fn stream_snapshot(
+        &self,
+        request: Request<Pieces>,
+    ) -> Result<Response<pb::StreamSnapshotResponse>, Status> {
+        let member = self.door.member(&request)?;
+        let turn = Arc::clone(&self.turn).try_acquire_owned().map_err(|_| {
+            let text = "another snapshot is being received";
+            let retry = SNAPSHOT_RETRY;
+            status_with_retry(Code::ResourceExhausted, "SNAPSHOT_UNDER_WAY", text, &[], retry)
+        })?;
+        let turn = Arc::new(turn);
+        let mut pieces = request.into_inner();
+        let first = next_piece(&mut pieces).await?.ok_or_else(cut_off)?;
+        let cluster = self.door.cluster();
+        let header = Header::decode(&first, &cluster).map_err(|error| snapshot_refused(&error))?;
+        let leader = header.vote.leader_id.node_id;
+        if leader != member.as_u64() || !header.vote.committed {
+            return Err(denied("a member sends snapshots in its own name only, while it leads"));
+        }
+        let metrics = self.door.leadership.raft.metrics().borrow().clone();
+        // What is known already need not come again, and of who leads no more nothing is taken.
+        if metrics.vote > header.vote || metrics.last_applied >= Some(header.last) {
+            let message = encode_vote(&metrics.vote).into();
+            return Ok(Response::new(pb::StreamSnapshotResponse { message }));
+        }
+        tracing::info!(%member, last = %header.last, "receiving a snapshot");
+        let received = self.receive(header, &first, &mut pieces, &turn).await;
+        let answer = match received {
+            Ok(received) => self.install(received).await,
+            Err(status) => Err(status),
+        };
+        if let Err(status) = &answer {
+            tracing::warn!(%member, %status, "a snapshot was not taken");
+        }
+        // Whatever of it did not come into force is removed, before another may begin; unless somebody
+        // still has it, and may yet install it.
+        if let Some(turn) = Arc::into_inner(turn) {
+            let store = Arc::clone(&self.store);
+            storing(move || {
+                let _turn = turn;
+                Ok(store.drop_other_generations()?)
+            })
+            .await?;
+        }
+        answer
+    }
+}
+
+impl Snapshots {
+    pub(crate) fn new(door: Door, store: Arc<Store>) -> Self {
+        Self { door, store, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    async fn receive(
+        &self,
+        header: Header,
+        first: &[u8],
+        pieces: &mut Pieces,
+        turn: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Received, Status> {
+        let (store, turn, first) = (Arc::clone(&self.store), Arc::clone(turn), first.to_vec());
+        let begun = storing(move || Receiving::begin(&store, header, &first, turn));
+        let mut receiving = begun.await?;
+        loop {
+            let piece = next_piece(pieces).await?.ok_or_else(cut_off)?;
+            let taken = storing(move || {
+                let ended = receiving.take(&piece)?;
+                Ok((receiving, ended))
+            });
+            let ended;
+            (receiving, ended) = taken.await?;
+            if ended {
+                break;
+            }
+        }
+        if next_piece(pieces).await?.is_some() {
+            return Err(snapshot_refused(&SnapshotError::Damaged("it goes on after its end")));
+        }
+        storing(move || receiving.finish()).await
+    }
+
+    async fn install(
+        &self,
+        received: Received,
+    ) -> Result<Response<pb::StreamSnapshotResponse>, Status> {
+        let (meta, vote) = (received.header().meta(), received.header().vote);
+        let snapshot = Snapshot { meta, snapshot: Box::new(SnapshotData::Received(received)) };
+        let installed = self.door.leadership.raft.install_full_snapshot(vote, snapshot);
+        match timeout(INSTALL_TIMEOUT, installed).await {
+            Ok(Ok(answer)) => {
+                let message = encode_vote(&answer.vote).into();
+                Ok(Response::new(pb::StreamSnapshotResponse { message }))
+            }
+            Ok(Err(_)) | Err(_) => Err(stopping()),
+        }
+    }
+}
+
+async fn next_piece(pieces: &mut Pieces) -> Result<Option<bytes::Bytes>, Status> {
+    match timeout(PIECE_TIMEOUT, pieces.message()).await {
+        Ok(piece) => Ok(piece?.map(|piece| piece.message)),
+        Err(_) => {
+            let text = "the next piece of the snapshot did not come in time";
+            Err(status(Code::DeadlineExceeded, "SNAPSHOT_STALLED", text, &[]))
+        }
+    }
+}
+
+fn cut_off() -> Status {
+    snapshot_refused(&SnapshotError::Damaged("it is cut off"))
+}
+
+fn snapshot_refused(error: &SnapshotError) -> Status {
+    let (code, reason) = match error {
+        SnapshotError::Version(_) => (Code::Unimplemented, "SNAPSHOT_VERSION"),
+        SnapshotError::Foreign(_) => (Code::FailedPrecondition, "SNAPSHOT_FOREIGN"),
+        SnapshotError::Malformed(_) | SnapshotError::Damaged(_) => {
+            (Code::InvalidArgument, "SNAPSHOT_DAMAGED")
+        }
+        SnapshotError::Store(_) => (Code::Internal, "STORE_FAILED"),
+    };
+    status(code, reason, &error.to_string(), &[])
+}
+
+/// Runs a step of receiving, which may wait for the disk, off the async threads.
+async fn storing<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, Status> {
+    reading(move || step().map_err(|error| snapshot_refused(&error))).await
 }
 
 /// A storage node speaks for itself only. A member passes on what a node said to it.
@@ -281,5 +470,6 @@ fn whereabouts(view: &View, nodes: &Nodes) -> Result<pb::ReportNodeResponse, Sta
         log_time_ms: query::log_time(view).map_err(store_failed)?.unix_ms(),
         layout: query::layout(view).map_err(store_failed)?.unwrap_or_default().into(),
         nodes: query::nodes(view).map_err(store_failed)?.into_iter().map(address).collect(),
+        ..pb::ReportNodeResponse::default()
     })
 }

@@ -244,6 +244,7 @@ impl<D: Disk> Completer<D> {
             chunks: totals.shards,
             missing_chunks: missing.chunks,
             fault: self.store.fault().unwrap_or_default(),
+            ..wire::ReportNodeRequest::default()
         };
         let answer = self
             .ask_member(|mut member| {

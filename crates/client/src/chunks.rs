@@ -212,7 +212,7 @@ async fn put(
     let bytes = asked.iter().map(|(_, length)| u64::from(*length)).sum();
     let sealed: Vec<Bytes> = chunks.into_iter().map(|chunk| chunk.bytes).collect();
     let answer = with_ticket(wire, tickets, bytes, |ticket| {
-        let request = pb::PutChunksRequest { ticket, chunks: sealed.clone() };
+        let request = pb::PutChunksRequest { ticket, chunks: sealed.clone(), layout_version: 0 };
         wire.transport.put_chunks(&wire.credentials, request)
     })
     .await?;

@@ -283,6 +283,13 @@ fn system<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result<(), Table
         SystemOp::NodeReport { report, signature } => {
             node_report(tables, report, signature)?.then_some(time)
         }
+        // Of a version of the state machine that is not in force.
+        SystemOp::CoreVersion { .. }
+        | SystemOp::NextDescriptor { .. }
+        | SystemOp::NextLayout { .. }
+        | SystemOp::ShareProof { .. }
+        | SystemOp::Order { .. }
+        | SystemOp::Purge { .. } => None,
     };
     if let Some(time) = applied_at {
         let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();

@@ -13,8 +13,8 @@ use coffer_model::manifest::{self, ManifestError, Page, Pages};
 use coffer_model::merkle::Frontier;
 use coffer_model::name::UserName;
 use coffer_model::object::{
-    AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Object, Role, SessionLeaf, StagedLeaf,
-    UserLeaf, VaultLeaf,
+    AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Object, Role, SealedSessionLeaf,
+    SessionLeaf, StagedLeaf, UserLeaf, VaultLeaf,
 };
 use coffer_model::op::Rejection;
 use coffer_model::session::CertificateHash;
@@ -285,7 +285,8 @@ pub fn object(
             let row: Option<Row<SessionLeaf>> = load(tables, Table::Sessions, key)?;
             Ok(row.map(found))
         }
-        Object::Group(_) => Ok(None),
+        // Sealed keys are asked for by whoever holds the token, without a session.
+        Object::Group(_) | Object::SealedSession(_) => Ok(None),
         Object::Entry(key) => {
             readable(tables, principal, &key.directory)?;
             let row: Option<Row<EntryLeaf>> = load(tables, Table::Entries, &entry_key(key))?;
@@ -314,6 +315,33 @@ pub fn object(
             Ok(row.map(found))
         }
     }
+}
+
+/// A session's keys as a gateway sealed them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SealedSession {
+    /// The user's name.
+    pub name: String,
+    /// The sealed keys.
+    pub sealed: Vec<u8>,
+    /// Whether the session was closed or has run out.
+    pub ended: bool,
+}
+
+/// The sealed keys of a session. They are for whoever holds the key they are sealed under.
+pub fn sealed_session(
+    tables: &impl Tables,
+    session: &CertificateHash,
+) -> Result<Option<SealedSession>, TableError> {
+    let key = session.as_hash().as_bytes();
+    let sealed: Option<Row<SealedSessionLeaf>> = load(tables, Table::SealedSessions, key)?;
+    let row: Option<Row<SessionLeaf>> = load(tables, Table::Sessions, key)?;
+    let (Some(sealed), Some(row)) = (sealed, row) else { return Ok(None) };
+    let certificate = &row.leaf.certificate.certificate;
+    let name = tables.get(Table::Principals, certificate.principal.as_bytes())?.unwrap_or_default();
+    let ended = row.leaf.closed || certificate.expires <= log_time(tables)?;
+    let name = String::from_utf8_lossy(&name).into_owned();
+    Ok(Some(SealedSession { name, sealed: sealed.payload, ended }))
 }
 
 /// A version of a file (0: the current one) with the pages of a range of slots.

@@ -52,11 +52,25 @@ pub enum Table {
     Usage = 20,
     /// storage node → its last report.
     Nodes = 21,
+    /// certificate hash → row of a session's sealed keys.
+    SealedSessions = 22,
+    /// number (big-endian) → a signed descriptor after the first.
+    Descriptors = 23,
+    /// storage node → the last proof of its share.
+    Proofs = 24,
+    /// home → its own quota in bytes.
+    Quotas = 25,
+    /// invite → until when it counts.
+    Invites = 26,
+    /// log time (big-endian) ‖ inode → nothing; when an inode was deleted or replaced.
+    Deleted = 27,
+    /// inode → what it has charged its home.
+    InodeUsage = 28,
 }
 
 impl Table {
     /// All tables, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 29] = [
         Self::Meta,
         Self::Inodes,
         Self::Entries,
@@ -79,6 +93,13 @@ impl Table {
         Self::RepeatsByTime,
         Self::Usage,
         Self::Nodes,
+        Self::SealedSessions,
+        Self::Descriptors,
+        Self::Proofs,
+        Self::Quotas,
+        Self::Invites,
+        Self::Deleted,
+        Self::InodeUsage,
     ];
 
     /// The table's name on disk.
@@ -106,6 +127,13 @@ impl Table {
             Self::RepeatsByTime => "repeats_by_time",
             Self::Usage => "usage",
             Self::Nodes => "nodes",
+            Self::SealedSessions => "sealed_sessions",
+            Self::Descriptors => "descriptors",
+            Self::Proofs => "proofs",
+            Self::Quotas => "quotas",
+            Self::Invites => "invites",
+            Self::Deleted => "deleted",
+            Self::InodeUsage => "inode_usage",
         }
     }
 }

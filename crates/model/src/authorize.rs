@@ -12,7 +12,8 @@ pub fn required_role(op: &Op) -> Option<Role> {
         Op::Register { .. }
         | Op::UpdateUser { .. }
         | Op::OpenSession { .. }
-        | Op::CloseSession { .. } => None,
+        | Op::CloseSession { .. }
+        | Op::SealSession { .. } => None,
         Op::Create { .. }
         | Op::Commit { .. }
         | Op::Stage { .. }

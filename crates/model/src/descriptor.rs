@@ -91,6 +91,9 @@ pub enum DescriptorError {
     /// A suite this version does not know.
     #[error("the cluster uses suite {0}, which this version does not know")]
     Suite(u16),
+    /// It does not follow the one before.
+    #[error("the descriptor does not follow the one before: {0}")]
+    NotNext(&'static str),
 }
 
 /// A descriptor as it travels: exact bytes and signatures.
@@ -136,23 +139,97 @@ impl SignedDescriptor {
         {
             return Err(DescriptorError::OtherCluster { pinned, found });
         }
-        let mut signed: Vec<PublicKey> = Vec::new();
-        for (key, signature) in &self.signatures {
-            let counts = descriptor.administrators.contains(key)
-                && !signed.contains(key)
-                && key.verify(Domain::Descriptor, &found, &self.bytes, signature).is_ok();
-            if counts {
-                signed.push(*key);
-            }
-        }
-        if signed.is_empty() || signed.len() < usize::from(descriptor.quorum) {
+        if !descriptor.approves(Domain::Descriptor, &found, &self.bytes, &self.signatures) {
             return Err(DescriptorError::Signature);
         }
         Ok((found, descriptor))
     }
+
+    /// Signs the next descriptor of a cluster, as administrators of the one before.
+    pub fn next(cluster: &ClusterId, next: &Descriptor, administrators: &[&dyn Signer]) -> Self {
+        let bytes = encode(next);
+        let sign = |admin: &&dyn Signer| {
+            (admin.public_key(), admin.sign(Domain::Descriptor, cluster, &bytes))
+        };
+        let signatures = administrators.iter().map(sign).collect();
+        Self { bytes, signatures }
+    }
+
+    /// Reads and checks the descriptor that follows `former`.
+    pub fn verify_next(
+        &self,
+        cluster: &ClusterId,
+        former: &Descriptor,
+    ) -> Result<Descriptor, DescriptorError> {
+        let next: Descriptor = decode("cluster descriptor", &self.bytes)?;
+        if next.suite != crate::SUITE {
+            return Err(DescriptorError::Suite(next.suite));
+        }
+        if !former.approves(Domain::Descriptor, cluster, &self.bytes, &self.signatures) {
+            return Err(DescriptorError::Signature);
+        }
+        next.check_follows(former).map_err(DescriptorError::NotNext)?;
+        Ok(next)
+    }
 }
 
 impl Descriptor {
+    /// Whether enough administrators of this descriptor have signed `bytes`. Each counts once.
+    pub fn approves(
+        &self,
+        domain: Domain,
+        cluster: &ClusterId,
+        bytes: &[u8],
+        signatures: &[(PublicKey, Signature)],
+    ) -> bool {
+        let mut signed: Vec<PublicKey> = Vec::new();
+        for (key, signature) in signatures {
+            let counts = self.administrators.contains(key)
+                && !signed.contains(key)
+                && key.verify(domain, cluster, bytes, signature).is_ok();
+            if counts {
+                signed.push(*key);
+            }
+        }
+        !signed.is_empty() && signed.len() >= usize::from(self.quorum)
+    }
+
+    fn check_follows(&self, former: &Self) -> Result<(), &'static str> {
+        if former.number.checked_add(1) != Some(self.number) {
+            return Err("its number is not one more");
+        }
+        if self.former != Some(former.hash()) {
+            return Err("it names another one before it");
+        }
+        if self.administrators.is_empty()
+            || self.quorum == 0
+            || usize::from(self.quorum) > self.administrators.len()
+        {
+            return Err("its administrators could not sign the one after it");
+        }
+        if self.members.is_empty() {
+            return Err("it has no members");
+        }
+        let twice = |at: usize| {
+            let member = &self.members[at];
+            self.members[..at].iter().any(|it| it.id == member.id || it.address == member.address)
+        };
+        if (0..self.members.len()).any(twice) {
+            return Err("two members have one id or address");
+        }
+        let twice = |at: usize| self.nodes[..at].iter().any(|it| it.id == self.nodes[at].id);
+        if (0..self.nodes.len()).any(twice) {
+            return Err("two storage nodes have one id");
+        }
+        let key_changed = |own: Option<PublicKey>, key| own.is_some_and(|own| own != key);
+        if former.members.iter().any(|it| key_changed(self.member_key(it.id), it.key))
+            || former.nodes.iter().any(|it| key_changed(self.node_key(it.id), it.key))
+        {
+            return Err("the key of an id changed; a new volume has a new id");
+        }
+        Ok(())
+    }
+
     /// The key of a member.
     pub fn member_key(&self, id: MemberId) -> Option<PublicKey> {
         self.members.iter().find(|member| member.id == id).map(|member| member.key)

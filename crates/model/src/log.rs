@@ -64,6 +64,42 @@ pub enum SystemOp {
         /// The node's signature over it.
         signature: Signature,
     },
+    /// Every member understands this version of the state machine; from here on it is in force. What
+    /// stands below was added by version 2, and changes nothing before it is in force.
+    CoreVersion {
+        /// One more than the version in force.
+        version: u32,
+    },
+    /// The next descriptor of the cluster.
+    NextDescriptor {
+        /// Encoding of a [`crate::descriptor::SignedDescriptor`].
+        descriptor: Vec<u8>,
+    },
+    /// The next layout. Those before it stay readable until every node of this one has proven its
+    /// share.
+    NextLayout {
+        /// A signed layout.
+        layout: Vec<u8>,
+    },
+    /// A storage node holds its share: the signed bytes of a [`crate::share::ShareProof`].
+    ShareProof {
+        /// The encoding of the proof.
+        proof: Vec<u8>,
+        /// The node's signature over it.
+        signature: Signature,
+    },
+    /// An administrator's order: the signed bytes of an [`crate::order::Order`].
+    Order {
+        /// The encoding of the order.
+        order: Vec<u8>,
+        /// The administrators' signatures over it.
+        signatures: Vec<(crate::signing::PublicKey, Signature)>,
+    },
+    /// One step of removing an inode for good that was deleted longer ago than retention says.
+    Purge {
+        /// The inode.
+        inode: crate::id::InodeId,
+    },
 }
 
 /// Where a storage node is and what it has.

@@ -38,6 +38,8 @@ pub enum Object {
     Session(CertificateHash),
     /// A partial version on its way to becoming one.
     Staged(StagedKey),
+    /// The sealed keys of a session that a gateway keeps for a user in its custody.
+    SealedSession(CertificateHash),
 }
 
 /// A name in a directory: the directory and the tag of the name.
@@ -252,6 +254,14 @@ pub struct StagedLeaf {
     pub root: Root,
 }
 
+/// The keys of a session in gateway custody, sealed under the bearer token, so that whichever gateway
+/// is shown the token can serve the session.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct SealedSessionLeaf {
+    /// Hash of the sealed keys that travel beside the op, at most 4 KiB.
+    pub payload: Hash,
+}
+
 /// What stands under an object.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub enum Leaf {
@@ -269,6 +279,8 @@ pub enum Leaf {
     Session(SessionLeaf),
     /// Under [`Object::Staged`].
     Staged(StagedLeaf),
+    /// Under [`Object::SealedSession`].
+    SealedSession(SealedSessionLeaf),
 }
 
 /// What names one state of one object.

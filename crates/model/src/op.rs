@@ -7,8 +7,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::id::{ClusterId, InodeId};
 use crate::name::UserName;
 use crate::object::{
-    AttrsLeaf, EntryKey, EntryLeaf, HeadLeaf, Leaf, LeafHash, Object, SessionLeaf, StagedKey,
-    StagedLeaf, UserLeaf, VaultLeaf,
+    AttrsLeaf, EntryKey, EntryLeaf, HeadLeaf, Leaf, LeafHash, Object, SealedSessionLeaf,
+    SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf,
 };
 use crate::session::CertificateHash;
 use crate::time::LogTime;
@@ -143,6 +143,12 @@ pub enum Op {
         /// The name; free, or the tombstone of that very inode.
         entry: Change<EntryKey, EntryLeaf>,
     },
+    /// A session of a user in gateway custody leaves its sealed keys with the cluster. Signed by the
+    /// session itself. Since core version 2.
+    SealSession {
+        /// The sealed keys.
+        sealed: Change<CertificateHash, SealedSessionLeaf>,
+    },
 }
 
 impl Op {
@@ -176,6 +182,11 @@ impl Op {
             Self::SetAttrs { attrs } => vec![of_attrs(attrs)],
             Self::Rename { from, to } => vec![of_entry(from), of_entry(to)],
             Self::Remove { entry, .. } | Self::Undelete { entry } => vec![of_entry(entry)],
+            Self::SealSession { sealed } => vec![AnyChange {
+                object: Object::SealedSession(sealed.key),
+                expected: sealed.expected,
+                leaf: Leaf::SealedSession(sealed.leaf.clone()),
+            }],
         }
     }
 
@@ -193,6 +204,7 @@ impl Op {
             Self::Rename { .. } => "rename",
             Self::Remove { .. } => "remove",
             Self::Undelete { .. } => "undelete",
+            Self::SealSession { .. } => "seal_session",
         }
     }
 }
@@ -325,11 +337,17 @@ pub enum Rule {
     /// A sealed key has at most 256 bytes.
     #[error("a sealed key has at most 256 bytes")]
     SealedKeyLength,
+    /// A session seals its own keys, of a user in gateway custody.
+    #[error("a session seals its own keys, of a user in gateway custody")]
+    SealedSession,
+    /// An op of a later version of the state machine than is in force.
+    #[error("the cluster's members do not all understand this change yet")]
+    LaterVersion,
 }
 
 impl Rule {
     /// All of them, by their numbers.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::UserIsNew,
         Self::FirstEpoch,
         Self::HomeRoot,
@@ -356,6 +374,8 @@ impl Rule {
         Self::KindKnown,
         Self::VaultMembers,
         Self::SealedKeyLength,
+        Self::SealedSession,
+        Self::LaterVersion,
     ];
 }
 

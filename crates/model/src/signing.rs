@@ -29,6 +29,12 @@ pub enum Domain {
     ClockReading,
     /// A storage node's address and capacity.
     NodeReport,
+    /// An administrator's order: quota, retention, invite.
+    Order,
+    /// A storage node's word that it holds its share of a layout.
+    ShareProof,
+    /// A member's word that a node need not keep chunks.
+    Release,
     /// A message between processes of the cluster, bound to its sender.
     Process,
 }
@@ -45,6 +51,9 @@ impl Domain {
             Self::Layout => "coffer/v1/sign/layout",
             Self::ClockReading => "coffer/v1/sign/clock-reading",
             Self::NodeReport => "coffer/v1/sign/node-report",
+            Self::Order => "coffer/v1/sign/order",
+            Self::ShareProof => "coffer/v1/sign/share-proof",
+            Self::Release => "coffer/v1/sign/release",
             Self::Process => "coffer/v1/sign/process",
         }
     }

@@ -19,14 +19,17 @@ use coffer_service::shutdown::Shutdown;
 use coffer_service::status::{reason_of, retry_delay};
 use tonic::{Code, Request, Status};
 
+pub(crate) use self::kit::copy_dir;
 use self::kit::{
-    Draft, Key, LONG, TestGroup, User, chunk_id, copy_dir, directory, eventually, member_client,
-    node_id, tag, with_header,
+    Draft, Key, LONG, TestGroup, User, chunk_id, directory, eventually, member_client, node_id,
+    tag, with_header,
 };
 use super::*;
 use crate::clock::unix_ms;
-use crate::raft::Vote;
-use crate::store::WriteFault;
+use crate::codec::{decode_log_id, encode_vote};
+use crate::raft::{LogId, StoredMembership, Vote};
+use crate::snapshot::{Header, stream};
+use crate::store::{Meta, View, WriteFault, all_rows};
 
 mod kit;
 
@@ -673,7 +676,10 @@ async fn a_volume_is_used_by_its_own_member_of_its_own_cluster_only() {
 
     // In use.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let locked = Running::start(group.configs[0].clone(), listener).await.err().unwrap();
+    let locked = Running::start(group.configs[0].clone(), LogPolicy::STANDARD, listener)
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(locked, MemberError::Identity(IdentityError::Locked { .. })), "{locked}");
     group.stop_all().await;
 
@@ -724,7 +730,7 @@ async fn a_volume_is_used_by_its_own_member_of_its_own_cluster_only() {
 
 async fn start_anywhere(config: Config) -> MemberError {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    Running::start(config, listener).await.err().unwrap()
+    Running::start(config, LogPolicy::STANDARD, listener).await.err().unwrap()
 }
 
 /// Goal: a member whose disk fails stops and says so, acknowledges nothing it does not have, and is
@@ -791,6 +797,316 @@ async fn submissions_that_wait_share_an_entry() {
     assert_eq!(good, 180);
     let entries = raft.metrics().borrow().last_log_index.unwrap() - before;
     assert!(entries < 150, "200 submissions took {entries} entries");
+    group.stop_all().await;
+}
+
+/// A log that is cut after some tens of entries, and looked at often.
+const SHORT_LOG: LogPolicy = LogPolicy {
+    entries_max: 40,
+    bytes_max: 100 << 20,
+    kept_entries: 15,
+    kept_bytes: 50 << 20,
+    look_every: Duration::from_millis(20),
+};
+
+/// Waits for something that comes by itself.
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+impl TestGroup {
+    fn running_member(&self, number: usize) -> &Running {
+        self.members[number].as_ref().unwrap()
+    }
+
+    /// The first index the log of a member may still have.
+    fn log_begin(&self, number: usize) -> u64 {
+        let metrics = self.running_member(number).raft.metrics().borrow().clone();
+        metrics.purged.map_or(0, |purged| purged.index + 1)
+    }
+
+    /// Makes files until the log of a member begins behind `index`.
+    async fn fill_until_cut(&self, user: &User, number: usize, index: u64, word: &str) -> u64 {
+        let (channel, mut count, mut revision) = (self.channel(number), 0, 0);
+        while self.log_begin(number) <= index {
+            revision = user.create(&channel, &format!("{word} {count}"), &[count]).await;
+            count += 1;
+            assert!(count < 1000, "the log is not cut");
+        }
+        revision
+    }
+
+    /// Waits until two members have applied the same entries, and compares all they have.
+    async fn assert_same_state(&self, left: usize, right: usize) {
+        let view = |number: usize| View::of(&self.running_member(number).store);
+        let applied = |view: &View| view.meta(Meta::Applied, decode_log_id).unwrap().flatten();
+        let compared = async {
+            loop {
+                // Log time may move meanwhile.
+                let (left, right) = (view(left), view(right));
+                if applied(&left) == applied(&right) {
+                    let (left, right) = (all_rows(&left), all_rows(&right));
+                    assert!(left == right, "the members differ");
+                    assert!(left.len() > 20);
+                    return;
+                }
+                drop((left, right));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, compared).await.unwrap();
+    }
+
+    async fn assert_has(&self, user: &User, number: usize, name: &str) {
+        let read = user.walk(&self.channel(number), name).await;
+        let Some(pb::answer::Answer::Walk(walk)) = &read.answers[0].answer else { panic!() };
+        assert_eq!(walk.steps.len(), 1, "{name} at member {number}");
+    }
+}
+
+/// Goal: a member that was away for longer than the log reaches gets the state, byte for byte, while
+/// the others go on; it can then do without them, restart, and be the one that brings up another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_the_log_does_not_reach_catches_up_by_snapshot() {
+    let mut group = TestGroup::founded(3).await;
+    group.policy = SHORT_LOG;
+    for number in 0..3 {
+        group.start(number).await.unwrap();
+    }
+    let leader = group.leader().await;
+    let (away, third) = (other_than(leader), other_than(other_than(leader)));
+    let alice = User::registered(&group, leader, "alice").await;
+    alice.create(&group.channel(leader), "before", &[1]).await;
+    let last = group.running_member(away).raft.metrics().borrow().last_log_index.unwrap();
+    group.crash(away).await;
+    let revision = group.fill_until_cut(&alice, leader, last + 1, "while away").await;
+
+    group.start(away).await.unwrap();
+    // The group serves meanwhile.
+    let during = alice.create(&group.channel(leader), "during", &[2]).await;
+    assert!(during > revision);
+    group.assert_same_state(leader, away).await;
+    let generation =
+        |store: &Store| store.meta(Meta::Generation, crate::codec::decode_generation).unwrap();
+    assert_eq!(generation(&group.running_member(away).store), Some(1), "it came by snapshot");
+    for name in ["before", "while away 0", "during"] {
+        group.assert_has(&alice, away, name).await;
+    }
+    // It keeps what it got, and its log goes on behind it.
+    group.crash(away).await;
+    group.start(away).await.unwrap();
+    group.assert_same_state(leader, away).await;
+
+    // Now two of three are there, one of them the one that was brought up.
+    group.crash(third).await;
+    group.fill_until_cut(&alice, leader, group.log_begin(leader) + 100, "with two").await;
+    group.start(third).await.unwrap();
+    group.assert_same_state(leader, third).await;
+    group.crash(leader).await;
+    alice.create(&group.channel(away), "without the leader", &[3]).await;
+    group.assert_same_state(away, third).await;
+    group.assert_has(&alice, third, "before").await;
+    group.stop_all().await;
+
+    // All start again, with logs that do not begin at the beginning.
+    for number in 0..3 {
+        group.start(number).await.unwrap();
+    }
+    for number in 0..3 {
+        for name in ["before", "with two 0", "without the leader"] {
+            group.assert_has(&alice, number, name).await;
+        }
+    }
+    group.stop_all().await;
+}
+
+/// Goal: a member that is named in the descriptor and has nothing yet is brought up by a snapshot where
+/// the log has been cut, and by the log where it has not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_nothing_catches_up() {
+    for (policy, generation) in [(SHORT_LOG, Some(1)), (LogPolicy::STANDARD, None)] {
+        let mut group = TestGroup::founded(3).await;
+        group.policy = policy;
+        group.start(0).await.unwrap();
+        group.start(1).await.unwrap();
+        let leader = group.leader().await;
+        // The clock of the member that is not there yet is not waited for long, and not in vain.
+        while group.log_time().await == 0 {}
+        let alice = User::registered(&group, leader, "alice").await;
+        if policy == SHORT_LOG {
+            group.fill_until_cut(&alice, leader, 50, "early").await;
+        } else {
+            for number in 0..20 {
+                alice.create(&group.channel(leader), &format!("early {number}"), &[number]).await;
+            }
+        }
+        group.start(2).await.unwrap();
+        group.assert_same_state(leader, 2).await;
+        let store = &group.running_member(2).store;
+        let found = store.meta(Meta::Generation, crate::codec::decode_generation).unwrap();
+        assert_eq!(found, generation);
+        group.crash(leader).await;
+        group.assert_has(&alice, 2, "early 3").await;
+        group.stop_all().await;
+    }
+}
+
+/// Goal: who was away shortly needs no snapshot, although the log was cut meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_away_shortly_catches_up_from_the_log() {
+    let mut group = TestGroup::founded(3).await;
+    group.policy = LogPolicy { kept_entries: 35, ..SHORT_LOG };
+    for number in 0..3 {
+        group.start(number).await.unwrap();
+    }
+    let leader = group.leader().await;
+    let away = other_than(leader);
+    let alice = User::registered(&group, leader, "alice").await;
+    // Just before the next cut.
+    let channel = group.channel(leader);
+    let last = || group.running_member(leader).raft.metrics().borrow().last_log_index.unwrap();
+    let mut number = 0;
+    while last() < group.log_begin(leader) + 38 {
+        alice.create(&channel, &format!("file {number}"), &[number]).await;
+        number += 1;
+    }
+    let begin = group.log_begin(leader);
+    let raft = group.running_member(away).raft.clone();
+    let reached = last();
+    until("it has all", || raft.metrics().borrow().last_log_index >= Some(reached)).await;
+    drop(raft);
+    group.crash(away).await;
+    group.fill_until_cut(&alice, leader, begin, "away").await;
+    group.start(away).await.unwrap();
+    group.assert_same_state(leader, away).await;
+    let store = &group.running_member(away).store;
+    let generation = store.meta(Meta::Generation, crate::codec::decode_generation).unwrap();
+    assert_eq!(generation, None, "no snapshot was needed");
+    group.stop_all().await;
+}
+
+/// Goal: a log whose entries are large is cut by its bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_large_entries_is_cut() {
+    let mut group = TestGroup::founded(1).await;
+    let (bytes_max, kept_bytes) = (2 << 20, 1 << 20);
+    group.policy = LogPolicy {
+        bytes_max,
+        kept_bytes,
+        look_every: SHORT_LOG.look_every,
+        ..LogPolicy::STANDARD
+    };
+    group.start(0).await.unwrap();
+    let channel = group.channel(0);
+    let alice = User::registered(&group, 0, "alice").await;
+    let mut number = 0;
+    while group.log_begin(0) == 0 {
+        let draft = Draft::default().file(alice.home, &format!("file {number}"), &[], 60 << 10);
+        alice.send(&channel, alice.submission(draft)).await;
+        number += 1;
+        assert!(number < 200, "the log is not cut");
+    }
+    assert!(number >= 30, "two megabytes had to be there: {number}");
+    // It is the files of the log that got shorter, and nothing else.
+    let store = &group.running_member(0).store;
+    let kept: usize = store.entries(0, u64::MAX, usize::MAX).unwrap().iter().map(Vec::len).sum();
+    assert!(kept < 3 << 20, "{kept}");
+    group.assert_has(&alice, 0, "file 0").await;
+    group.crash(0).await;
+    group.start(0).await.unwrap();
+    group.assert_has(&alice, 0, "file 0").await;
+    group.stop_all().await;
+}
+
+/// Goal: whoever sends a snapshot that is not right, or is not who may send one, is refused, and the
+/// member goes on with what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_taken_from_who_leads_and_only_whole() {
+    let mut group = TestGroup::running(3).await;
+    let leader = group.leader().await;
+    let follower = other_than(leader);
+    let alice = User::registered(&group, leader, "alice").await;
+    alice.create(&group.channel(leader), "before", &[1]).await;
+    let peer = |number: usize| {
+        let certificate = &group.configs[number].tls.certificate;
+        peer_uri_id(&read_certificates(certificate).unwrap()).unwrap()
+    };
+    let vote = group.running_member(leader).raft.metrics().borrow().vote;
+    let led = openraft::CommittedLeaderId::new(vote.leader_id.term, vote.leader_id.node_id);
+    let header = Header {
+        cluster: group.id,
+        vote,
+        last: LogId::new(led, 1 << 40),
+        membership: StoredMembership::default(),
+    };
+    let view = View::of(&group.running_member(leader).store);
+    let messages = |header: &Header| {
+        let mut messages = Vec::new();
+        let take = |message: Vec<u8>| {
+            messages.push(message);
+            true
+        };
+        stream(header, &view, take).unwrap();
+        messages
+    };
+    let send = async |channel: &tonic::transport::Channel, messages: &[Vec<u8>]| {
+        let messages: Vec<_> = messages
+            .iter()
+            .map(|message| internal_pb::StreamSnapshotRequest { message: message.clone().into() })
+            .collect();
+        internal_pb::snapshot_service_client::SnapshotServiceClient::new(channel.clone())
+            .stream_snapshot(tokio_stream::iter(messages))
+            .await
+    };
+    let as_leader = group.channel_as(follower, &peer(leader));
+    let good = messages(&header);
+    let end = good.len() - 1;
+    let mut flipped = good.clone();
+    let middle = flipped[1].len() / 2;
+    flipped[1][middle] ^= 1;
+    let mut later = good.clone();
+    later[0][0] = 2;
+    let mut longer = good.clone();
+    longer.push(good[end].clone());
+    let foreign =
+        Header { cluster: coffer_model::id::ClusterId::from_bytes([7; 32]), ..header.clone() };
+    let candidate =
+        Header { vote: Vote::new(vote.leader_id.term, vote.leader_id.node_id), ..header.clone() };
+    let rows = [
+        (&as_leader, good[..end].to_vec(), "SNAPSHOT_DAMAGED"),
+        (&as_leader, good[..1].to_vec(), "SNAPSHOT_DAMAGED"),
+        (&as_leader, vec![], "SNAPSHOT_DAMAGED"),
+        (&as_leader, flipped, "SNAPSHOT_DAMAGED"),
+        (&as_leader, longer, "SNAPSHOT_DAMAGED"),
+        (&as_leader, later, "SNAPSHOT_VERSION"),
+        (&as_leader, messages(&foreign), "SNAPSHOT_FOREIGN"),
+        (&as_leader, messages(&candidate), "NOT_YOURS"),
+        (&group.channel_as(follower, &peer(other_than(follower))), good.clone(), "NOT_YOURS"),
+        (&group.node_channel(follower, 0), good.clone(), "NOT_A_MEMBER"),
+        (&group.channel(follower), good.clone(), "NOT_IN_DESCRIPTOR"),
+    ];
+    for (channel, messages, expected) in rows {
+        let refused = send(channel, &messages).await.unwrap_err();
+        assert_eq!(reason(&refused), expected, "{refused}");
+    }
+    // Of a leader that was replaced, and of what is known already, nothing is taken: the answer says who
+    // leads, or that all is well.
+    let former = Header { vote: Vote::new_committed(0, vote.leader_id.node_id), ..header.clone() };
+    let known = Header { last: LogId::new(led, 0), ..header };
+    for header in [former, known] {
+        let answer = send(&as_leader, &messages(&header)[..1]).await.unwrap().into_inner();
+        assert_eq!(answer.message, encode_vote(&vote));
+    }
+    drop(view);
+    let store = &group.running_member(follower).store;
+    assert_eq!(store.meta(Meta::Generation, crate::codec::decode_generation).unwrap(), None);
+    alice.create(&group.channel(leader), "after", &[2]).await;
+    group.assert_same_state(leader, follower).await;
     group.stop_all().await;
 }
 

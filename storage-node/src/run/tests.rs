@@ -89,6 +89,7 @@ impl MemberService for MemberServer {
             log_time_ms: START.unix_ms(),
             layout: self.0.layout.clone().into(),
             nodes: self.0.addresses.lock().unwrap().iter().map(address).collect(),
+            ..wire::ReportNodeResponse::default()
         }))
     }
 
@@ -110,6 +111,34 @@ impl MemberService for MemberServer {
             more: next < feed.len(),
             log_time_ms: START.unix_ms(),
         }))
+    }
+
+    async fn read_rows(
+        &self,
+        _: Request<wire::ReadRowsRequest>,
+    ) -> Result<Response<wire::ReadRowsResponse>, Status> {
+        Err(Status::unimplemented("read_rows"))
+    }
+
+    async fn prove_share(
+        &self,
+        _: Request<wire::ProveShareRequest>,
+    ) -> Result<Response<wire::ProveShareResponse>, Status> {
+        Err(Status::unimplemented("prove_share"))
+    }
+
+    async fn release_chunks(
+        &self,
+        _: Request<wire::ReleaseChunksRequest>,
+    ) -> Result<Response<wire::ReleaseChunksResponse>, Status> {
+        Err(Status::unimplemented("release_chunks"))
+    }
+
+    async fn get_core_version(
+        &self,
+        _: Request<wire::GetCoreVersionRequest>,
+    ) -> Result<Response<wire::GetCoreVersionResponse>, Status> {
+        Err(Status::unimplemented("get_core_version"))
     }
 
     async fn append(
@@ -335,6 +364,7 @@ impl Cluster {
         let message = pb::PutChunksRequest {
             ticket: self.ticket(Leave::Write { home, bytes_max: 1 << 20 }),
             chunks: chunks.iter().map(|chunk| chunk.bytes().clone()).collect(),
+            layout_version: 0,
         };
         let answer = self.client(node).put_chunks(self.proven(message)).await.unwrap();
         let stored = answer.into_inner().stored;

@@ -64,7 +64,7 @@ impl Bench {
     }
 
     async fn put(&self, ticket: Vec<u8>, chunks: Vec<Bytes>) -> Result<Vec<pb::Stored>, Status> {
-        let message = pb::PutChunksRequest { ticket: ticket.into(), chunks };
+        let message = pb::PutChunksRequest { ticket: ticket.into(), chunks, layout_version: 0 };
         let answer = self.service.put_chunks(proven(message, &proof())).await?;
         Ok(answer.into_inner().stored)
     }
@@ -255,7 +255,11 @@ async fn a_ticket_that_was_used_is_still_for_its_session_only() {
     bench.put(ticket.clone(), bytes(&[chunk(1, 10)])).await.unwrap();
     let thief = Key::of(9);
     let proof = SessionProof { key: thief.public_key(), ..proof() }.sign(&thief);
-    let message = pb::PutChunksRequest { ticket: ticket.into(), chunks: bytes(&[chunk(2, 10)]) };
+    let message = pb::PutChunksRequest {
+        ticket: ticket.into(),
+        chunks: bytes(&[chunk(2, 10)]),
+        layout_version: 0,
+    };
     let answer = bench.service.put_chunks(with_header(message, &proof)).await;
     assert_refused(answer, Code::PermissionDenied, "TICKET_FOREIGN");
 }

@@ -182,7 +182,8 @@ async fn loopback(dir: &Path) -> Result<f64> {
     let client = ChunkServiceClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let block = Bytes::from(vec![5; MESSAGE_BYTES]);
     let send = |mut client: ChunkServiceClient<_>, block: Bytes| async move {
-        let request = pb::PutChunksRequest { ticket: Bytes::new(), chunks: vec![block] };
+        let request =
+            pb::PutChunksRequest { ticket: Bytes::new(), chunks: vec![block], layout_version: 0 };
         client.put_chunks(request).await
     };
     send(client.clone(), block.clone()).await?;

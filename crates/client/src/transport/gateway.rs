@@ -220,10 +220,15 @@ impl Transport for GatewayTransport {
     }
 
     fn get_descriptor(&self) -> Answer<'_, pb::GetDescriptorResponse> {
-        Box::pin(self.call(None, CALL_TIMEOUT, pb::GetDescriptorRequest {}, move |request| {
-            let mut client = self.cluster();
-            async move { client.get_descriptor(request).await }
-        }))
+        Box::pin(self.call(
+            None,
+            CALL_TIMEOUT,
+            pb::GetDescriptorRequest::default(),
+            move |request| {
+                let mut client = self.cluster();
+                async move { client.get_descriptor(request).await }
+            },
+        ))
     }
 
     fn get_status(&self) -> Answer<'_, pb::GetStatusResponse> {

@@ -51,6 +51,7 @@ pub(crate) fn apply<T: Tables>(
         Op::Rename { from, to } => step.rename(from, to)?,
         Op::Remove { entry, only_empty } => step.remove(entry, *only_empty)?,
         Op::Undelete { entry } => step.undelete(entry)?,
+        Op::SealSession { .. } => return Err(invalid(Rule::LaterVersion)),
     }
     Ok(step.charged)
 }

@@ -57,6 +57,7 @@ use crate::config::{Config, Timing};
 use crate::group::ROLE;
 use crate::member::{MemberError, Running, init};
 use crate::opaque::new_opaque_setup;
+use crate::truncation::LogPolicy;
 
 /// Long enough for anything that is not stuck.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -105,6 +106,7 @@ pub(crate) struct TestGroup {
     pub(crate) authority: OneBoxCa,
     pub(crate) nodes: Vec<Key>,
     pub(crate) configs: Vec<Config>,
+    pub(crate) policy: LogPolicy,
     pub(crate) members: Vec<Option<Running>>,
     /// Members that have not started yet find their ports here.
     listeners: std::sync::Mutex<Vec<Option<TcpListener>>>,
@@ -182,7 +184,8 @@ impl TestGroup {
         let peer = PeerId::new("gateway", [9; 16]).unwrap();
         let members = (0..members).map(|_| None).collect();
         let listeners = std::sync::Mutex::new(listeners);
-        Self { dir, id, descriptor, authority, nodes, configs, members, listeners, peer }
+        let policy = LogPolicy::STANDARD;
+        Self { dir, id, descriptor, authority, nodes, configs, policy, members, listeners, peer }
     }
 
     /// A group whose members all run.
@@ -197,7 +200,7 @@ impl TestGroup {
     pub(crate) async fn start(&mut self, number: usize) -> Result<(), MemberError> {
         let listener = self.listen_as(number).await;
         let config = self.configs[number].clone();
-        self.members[number] = Some(Running::start(config, listener).await?);
+        self.members[number] = Some(Running::start(config, self.policy, listener).await?);
         Ok(())
     }
 
@@ -295,7 +298,7 @@ impl TestGroup {
             used_bytes: 7,
             chunks: 3,
             missing_chunks: 1,
-            fault: String::new(),
+            ..internal_pb::ReportNodeRequest::default()
         }
     }
 }
@@ -670,16 +673,30 @@ pub(crate) fn directory(channel: &Channel) -> DirectoryServiceClient<Channel> {
     DirectoryServiceClient::new(channel.clone()).max_decoding_message_size(8 << 20)
 }
 
-/// A copy of a member's volume under another name.
+/// A copy of a member's volume under another name. Of a store that is open: RocksDB may just be
+/// removing a file it needs no more, so a copy during which one vanished is begun again.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
+    for _ in 0..100 {
+        match try_copy_dir(from, to) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::remove_dir_all(to).unwrap();
+            }
+            done => return done.unwrap(),
         }
     }
+    panic!("files vanish from {} all the time", from.display());
+}
+
+fn try_copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            try_copy_dir(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }

@@ -49,7 +49,8 @@ fn reason(status: &Status) -> String {
 
 async fn cluster_id(channel: &Channel) -> ClusterId {
     let mut client = ClusterServiceClient::new(channel.clone());
-    let signed = client.get_descriptor(pb::GetDescriptorRequest {}).await.unwrap().into_inner();
+    let signed =
+        client.get_descriptor(pb::GetDescriptorRequest::default()).await.unwrap().into_inner();
     let first: SignedDescriptor = decode("descriptor", &signed.descriptor).unwrap();
     first.verify_first(None).unwrap().0
 }
@@ -110,7 +111,10 @@ fn what_the_gateway_refuses() {
         let mut chunks = ChunkServiceClient::new(channel.clone())
             .max_encoding_message_size(4 * MESSAGE_BYTES_MAX);
         let put = |chunks: Vec<Bytes>| {
-            with_proof(pb::PutChunksRequest { ticket: Bytes::new(), chunks }, &stranger)
+            with_proof(
+                pb::PutChunksRequest { ticket: Bytes::new(), chunks, layout_version: 0 },
+                &stranger,
+            )
         };
         let refused =
             chunks.put_chunks(put(vec![Bytes::from(vec![0; 2 * MESSAGE_BYTES_MAX])])).await;
