@@ -9,6 +9,7 @@ use coffer_metadata_core::query::{self, QueryError};
 use coffer_metadata_core::{TableError, Tables};
 use coffer_model::id::{ClusterId, MemberId, PrincipalId};
 use coffer_model::session::{CLOCK_SKEW_MS_MAX, PROOF_HEADER, SessionProof};
+use coffer_service::audit::Note;
 use coffer_service::cache::BoundedCache;
 use coffer_service::call::contained;
 use coffer_service::server::peer_of;
@@ -137,7 +138,7 @@ impl Door {
     /// The refusal of a member that does not lead.
     pub(crate) fn not_leader(&self, leader: Option<MemberId>) -> Status {
         let address = leader.and_then(|leader| self.peers.address(leader)).unwrap_or_default();
-        let facts = [("leader", address.to_owned())];
+        let facts = [("leader", address)];
         let text = "this metadata member does not lead; try again";
         status_with_retry(Code::Unavailable, "NOT_LEADER", text, &facts, ELECTION_RETRY)
     }
@@ -180,7 +181,7 @@ impl Door {
         }
         let now = unix_ms();
         let proof = SessionProof::verify(&header, &self.group.cluster(), now)
-            .map_err(|error| session_refused("SESSION_PROOF", &error.to_string()))?
+            .map_err(|error| session_refused("SESSION_PROOF_INVALID", &error.to_string()))?
             .into_inner();
         let left = proof.expires_unix_ms.saturating_add(CLOCK_SKEW_MS_MAX).saturating_sub(now);
         if let Some(expires) = Instant::now().checked_add(Duration::from_millis(left)) {
@@ -218,14 +219,19 @@ pub(crate) fn is_forwarded(metadata: &MetadataMap) -> bool {
     metadata.contains_key(FORWARDED_HEADER)
 }
 
-/// Whose session the proof is for, if it is open.
+/// Whose session the proof is for, if it is open; the audit log gets to know both.
 pub(crate) fn authorised(
     tables: &impl Tables,
     proof: &SessionProof,
+    note: &Note,
 ) -> Result<PrincipalId, Status> {
-    query::session(tables, &proof.certificate, &proof.key)
-        .map_err(store_failed)?
-        .ok_or_else(|| session_refused("SESSION_CLOSED", "the session is not open: log in again"))
+    note.add(|subject| subject.session = Some(proof.certificate.as_hash().to_string()));
+    let principal =
+        query::session(tables, &proof.certificate, &proof.key).map_err(store_failed)?.ok_or_else(
+            || session_refused("SESSION_CLOSED", "the session is not open: log in again"),
+        )?;
+    note.add(|subject| subject.principal = Some(principal.to_string()));
+    Ok(principal)
 }
 
 fn session_refused(reason: &'static str, text: &str) -> Status {
@@ -233,7 +239,7 @@ fn session_refused(reason: &'static str, text: &str) -> Status {
 }
 
 fn malformed_proof() -> Status {
-    session_refused("SESSION_PROOF", "the session proof is malformed")
+    session_refused("SESSION_PROOF_INVALID", "the session proof is malformed")
 }
 
 pub(crate) fn busy() -> Status {

@@ -39,7 +39,7 @@ pub(crate) fn own_reading(group: &Group) -> ClockReading {
 /// Good readings of at least a majority, ascending by member; none if there is no majority in time.
 pub(crate) async fn readings(group: &Arc<Group>, peers: &Peers) -> Option<Vec<ClockReading>> {
     let mut asked: FuturesUnordered<_> =
-        group.others().map(|member| ask(group, peers, member.id)).collect();
+        group.others().iter().map(|member| ask(group, peers, member.id)).collect();
     let majority = group.descriptor().members.len() / 2 + 1;
     let mut readings = vec![own_reading(group)];
     let mut deadline = Instant::now() + READINGS_TIMEOUT;

@@ -15,12 +15,18 @@ const ENV_PREFIX: &str = "COFFER_METADATA";
 pub struct Config {
     /// `listen`: where gRPC is served, with certificates on both sides.
     pub listen: SocketAddr,
-    /// `health_listen`: where health, and nothing else, is served without TLS; left out: nowhere.
+    /// `health_listen`: where health and metrics, and nothing else, are served without TLS; left out:
+    /// nowhere.
     pub health_listen: Option<SocketAddr>,
     /// `data_dir`: the member's volume.
     pub data_dir: PathBuf,
     /// `descriptor`: the file of the signed first descriptor.
     pub descriptor: PathBuf,
+    /// `successors`: the file of the descriptors after the first, for a member that is not named in the
+    /// first; left out: there are none.
+    pub successors: Option<PathBuf>,
+    /// `audit_log`: the file of the audit log; left out: none is written.
+    pub audit_log: Option<PathBuf>,
     /// `layout`: the file of the signed first layout.
     pub layout: PathBuf,
     /// `opaque_setup`: the file of the secrets for login, the same on all members, mode 0600.
@@ -72,6 +78,8 @@ impl Config {
             health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
             data_dir: reader.path("data_dir"),
             descriptor: reader.path("descriptor"),
+            successors: reader.optional_path("successors"),
+            audit_log: reader.optional_path("audit_log"),
             layout: reader.path("layout"),
             opaque_setup: reader.path("opaque_setup"),
             bootstrap: reader.bool_or("bootstrap", false),

@@ -1,5 +1,6 @@
 //! The directory service: submissions, reads, tickets.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coffer_metadata_core::query::{self, Want};
@@ -9,6 +10,7 @@ use coffer_model::encoding::{decode, encode};
 use coffer_model::id::{InodeId, NameTag};
 use coffer_model::name::PATH_DEPTH_MAX;
 use coffer_model::object::Object;
+use coffer_model::op::Op;
 use coffer_model::session::SessionProof;
 use coffer_model::ticket::Leave;
 use coffer_proto::v1 as pb;
@@ -17,6 +19,7 @@ use coffer_proto::v1::directory_service_server::DirectoryService;
 use coffer_proto::{
     MESSAGE_BYTES_MAX, PAGE_SIZE_MAX, QUERIES_PER_READ, SLOTS_PER_QUERY, TICKET_BYTES_MAX,
 };
+use coffer_service::audit::{Note, note_of};
 use coffer_service::status::{status, status_with_retry};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
@@ -66,9 +69,10 @@ impl DirectoryService for Directory {
             let call = |to, request| async move { client(to).submit(request).await };
             return self.door.forward(leader, request, call).await;
         }
+        let note = note_of(&request);
         let proof = self.door.proof(&request);
         let submission = Vec::from(request.into_inner().submission);
-        self.check(&submission, proof).await?;
+        self.check(&submission, proof, &note).await?;
         let reply = self.proposer.propose(Command::Submission(submission)).await;
         match reply.map_err(|error| self.door.propose_refused(error))? {
             Reply::Bundle { outcomes, revision, repeated: _ } => {
@@ -86,10 +90,8 @@ impl DirectoryService for Directory {
         &self,
         request: Request<pb::ReadRequest>,
     ) -> Result<Response<pb::ReadResponse>, Status> {
-        if let Route::At(leader) = self.door.to_leader(&request)? {
-            let call = |to, request| async move { client(to).read(request).await };
-            return self.door.forward(leader, request, call).await;
-        }
+        self.door.here()?;
+        let note = note_of(&request);
         let proof = self.door.proof(&request)?;
         let pb::ReadRequest { queries, min_revision } = request.into_inner();
         let questions = Question::parse_all(queries)?;
@@ -97,7 +99,7 @@ impl DirectoryService for Directory {
         let group = Arc::clone(&self.door.group);
         let answer = reading(move || {
             let view = &confirmed.view;
-            let principal = authorised(view, &proof)?;
+            let principal = authorised(view, &proof, &note)?;
             let revision = fresh_enough(view, min_revision)?;
             let office = TicketOffice { group, principal, proof };
             let mut answers = Answers::new(view, &office);
@@ -123,24 +125,33 @@ impl DirectoryService for Directory {
         &self,
         request: Request<pb::ListRequest>,
     ) -> Result<Response<pb::ListResponse>, Status> {
-        if let Route::At(leader) = self.door.to_leader(&request)? {
+        self.door.here()?;
+        let token = match request.get_ref().page_token.as_str() {
+            "" => None,
+            text => Some(Token::parse(text)?),
+        };
+        // The snapshot that a listing goes on in is at the member that began it.
+        if let Some(token) = token
+            && token.member != self.door.group.me
+            && self.door.group.member(token.member).is_some()
+        {
+            let Route::At(member) = self.door.forward_to(token.member, &request)? else {
+                return Err(self.door.not_leader(None));
+            };
             let call = |to, request| async move { client(to).list(request).await };
-            return self.door.forward(leader, request, call).await;
+            return self.door.forward(member, request, call).await;
         }
+        let note = note_of(&request);
         let proof = self.door.proof(&request)?;
         let message = request.into_inner();
         let directory = inode(&message.directory)?;
         let page_size = page_size(message.page_size)?;
         let want = parse_want(message.want)?;
-        let token = match message.page_token.as_str() {
-            "" => None,
-            text => Some(Token::parse(text)?),
-        };
         let confirmed = self.view().await?;
         let (group, listings) = (Arc::clone(&self.door.group), Arc::clone(&self.listings));
         let answer = reading(move || {
             // The session has to be open now, whatever moment the pages are from.
-            let principal = authorised(&confirmed.view, &proof)?;
+            let principal = authorised(&confirmed.view, &proof, &note)?;
             let revision = fresh_enough(&confirmed.view, message.min_revision)?;
             let office = TicketOffice { group, principal, proof };
             let (listing, after) = match token {
@@ -185,10 +196,8 @@ impl DirectoryService for Directory {
         &self,
         request: Request<pb::ListVersionsRequest>,
     ) -> Result<Response<pb::ListVersionsResponse>, Status> {
-        if let Route::At(leader) = self.door.to_leader(&request)? {
-            let call = |to, request| async move { client(to).list_versions(request).await };
-            return self.door.forward(leader, request, call).await;
-        }
+        self.door.here()?;
+        let note = note_of(&request);
         let proof = self.door.proof(&request)?;
         let message = request.into_inner();
         let file = inode(&message.inode)?;
@@ -198,7 +207,7 @@ impl DirectoryService for Directory {
         let group = Arc::clone(&self.door.group);
         let answer = reading(move || {
             let view = &confirmed.view;
-            let principal = authorised(view, &proof)?;
+            let principal = authorised(view, &proof, &note)?;
             let revision = fresh_enough(view, message.min_revision)?;
             let office = TicketOffice { group, principal, proof };
             let mut answers = Answers::new(view, &office);
@@ -237,6 +246,7 @@ impl DirectoryService for Directory {
             let call = |to, request| async move { client(to).issue_write_ticket(request).await };
             return self.door.forward(leader, request, call).await;
         }
+        let note = note_of(&request);
         let proof = self.door.proof(&request)?;
         let message = request.into_inner();
         let below = inode(&message.inode)?;
@@ -249,7 +259,7 @@ impl DirectoryService for Directory {
         let group = Arc::clone(&self.door.group);
         let answer = reading(move || {
             let view = &confirmed.view;
-            let principal = authorised(view, &proof)?;
+            let principal = authorised(view, &proof, &note)?;
             let home = query::write_home(view, principal, &below).map_err(query_refused)?;
             let office = TicketOffice { group, principal, proof };
             Ok(pb::IssueWriteTicketResponse {
@@ -277,6 +287,7 @@ impl Directory {
         &self,
         submission: &[u8],
         proof: Result<SessionProof, Status>,
+        note: &Note,
     ) -> Result<(), Status> {
         if submission.len() > SUBMISSION_BYTES_MAX {
             let text = "a submission has at most 4 MiB".to_owned();
@@ -291,6 +302,10 @@ impl Directory {
         match &prepared {
             Prepared::Submission(content) => {
                 let header = &content.0.header;
+                note.add(|subject| {
+                    subject.principal = Some(header.principal.to_string());
+                    subject.object = Some(verbs(&content.0.ops));
+                });
                 if let Author::Session(certificate) = header.author {
                     let proof = proof?;
                     if proof.certificate != certificate || proof.key != header.key {
@@ -304,6 +319,16 @@ impl Directory {
         self.prepared.insert(submission, prepared);
         Ok(())
     }
+}
+
+/// What the ops of a bundle do, each kind once with its number.
+fn verbs(ops: &[Op]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for op in ops {
+        *counts.entry(op.verb()).or_default() += 1;
+    }
+    let verbs = counts.iter().map(|(verb, count)| format!("{count} {verb}"));
+    verbs.collect::<Vec<_>>().join(", ")
 }
 
 /// The refusal of a whole bundle, with what the client needs to tell why.

@@ -1,10 +1,12 @@
-//! What a member knows about the group it is in, from the administrator-signed records: read once at
-//! the start, and the same until the process ends.
+//! What a member knows about the group it is in, from the administrator-signed records. The first ones
+//! are read at the start; the descriptors that follow them come through the log.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use coffer_metadata_core::{TableError, Tables, query};
 use coffer_model::descriptor::{Descriptor, DescriptorError, Member, SignedDescriptor};
 use coffer_model::encoding::{Malformed, decode};
 use coffer_model::id::{ClusterId, MemberId, NodeId};
@@ -92,15 +94,20 @@ pub(crate) fn member_of_peer(peer: &PeerId) -> Option<MemberId> {
 /// The signed records, checked.
 pub(crate) struct Records {
     pub(crate) cluster: ClusterId,
+    /// The latest descriptor that is known without the log.
     pub(crate) descriptor: Descriptor,
-    /// The exact bytes of the descriptor with its signatures.
+    /// The exact bytes of the first descriptor with its signatures.
     pub(crate) signed_descriptor: Vec<u8>,
     /// The exact bytes of the first layout with its signature.
     pub(crate) signed_layout: Vec<u8>,
 }
 
 impl Records {
-    pub(crate) fn read(descriptor_path: &Path, layout_path: &Path) -> Result<Self, GroupError> {
+    pub(crate) fn read(
+        descriptor_path: &Path,
+        successors_path: Option<&Path>,
+        layout_path: &Path,
+    ) -> Result<Self, GroupError> {
         let signed_descriptor = read_bounded(descriptor_path)?;
         let path = || descriptor_path.to_owned();
         let signed: SignedDescriptor = decode("signed descriptor", &signed_descriptor)
@@ -111,8 +118,51 @@ impl Records {
         let signed_layout = read_bounded(layout_path)?;
         Layout::verify(&signed_layout, &cluster, &descriptor.administrators)
             .map_err(|source| GroupError::Layout { path: layout_path.to_owned(), source })?;
+        let descriptor = match successors_path {
+            Some(path) => follow_file(path, &cluster, descriptor)?,
+            None => descriptor,
+        };
         Ok(Self { cluster, descriptor, signed_descriptor, signed_layout })
     }
+}
+
+impl Records {
+    /// Checks that the latest descriptor known without the log names this process.
+    pub(crate) fn check_named(&self, identity: &ProcessIdentity) -> Result<(), GroupError> {
+        named(&self.descriptor, identity).map(|_| ())
+    }
+}
+
+fn named(descriptor: &Descriptor, identity: &ProcessIdentity) -> Result<MemberId, GroupError> {
+    use coffer_model::signing::Signer as _;
+    let (member, key) = (member_id(identity), identity.public_key());
+    if descriptor.member_key(member) == Some(key) {
+        Ok(member)
+    } else {
+        Err(GroupError::NotAMember { member, key })
+    }
+}
+
+/// The descriptor in force by what the log has brought; none before there is a cluster.
+pub(crate) fn latest_descriptor(tables: &impl Tables) -> Result<Option<Descriptor>, TableError> {
+    query::descriptor(tables)
+}
+
+/// The last descriptor of a file of successors, of which each follows the one before.
+fn follow_file(
+    path: &Path,
+    cluster: &ClusterId,
+    first: Descriptor,
+) -> Result<Descriptor, GroupError> {
+    let malformed = |source| GroupError::Malformed { path: path.to_owned(), source };
+    let successors: Vec<Vec<u8>> =
+        decode("list of descriptors", &read_bounded(path)?).map_err(malformed)?;
+    successors.iter().try_fold(first, |former, bytes| {
+        let signed: SignedDescriptor = decode("signed descriptor", bytes).map_err(malformed)?;
+        signed
+            .verify_next(cluster, &former)
+            .map_err(|source| GroupError::Descriptor { path: path.to_owned(), source })
+    })
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, GroupError> {
@@ -138,34 +188,80 @@ pub(crate) struct Group {
     pub(crate) records: Records,
     pub(crate) identity: Arc<ProcessIdentity>,
     pub(crate) me: MemberId,
+    current: RwLock<Current>,
+}
+
+#[derive(Clone)]
+struct Current {
+    descriptor: Arc<Descriptor>,
+    /// Members that the descriptor does not name any more, and that are still in the Raft group: it
+    /// takes them to make a group without them.
+    leaving: Arc<[Member]>,
 }
 
 impl Group {
-    pub(crate) fn new(records: Records, identity: ProcessIdentity) -> Result<Self, GroupError> {
-        use coffer_model::signing::Signer as _;
-        let (me, key) = (member_id(&identity), identity.public_key());
-        if records.descriptor.member_key(me) != Some(key) {
-            return Err(GroupError::NotAMember { member: me, key });
-        }
-        Ok(Self { records, identity: Arc::new(identity), me })
+    /// The group of this process, as far as it is known without the log. `latest` is what the log on the
+    /// volume says, where there is one already.
+    pub(crate) fn new(
+        records: Records,
+        latest: Option<Descriptor>,
+        identity: ProcessIdentity,
+    ) -> Result<Self, GroupError> {
+        let descriptor = latest
+            .filter(|latest| latest.number > records.descriptor.number)
+            .unwrap_or_else(|| records.descriptor.clone());
+        let me = named(&descriptor, &identity)?;
+        let current = Current { descriptor: Arc::new(descriptor), leaving: Arc::new([]) };
+        Ok(Self { records, identity: Arc::new(identity), me, current: RwLock::new(current) })
     }
 
     pub(crate) const fn cluster(&self) -> ClusterId {
         self.records.cluster
     }
 
-    pub(crate) const fn descriptor(&self) -> &Descriptor {
-        &self.records.descriptor
+    /// The latest descriptor this member knows.
+    pub(crate) fn descriptor(&self) -> Arc<Descriptor> {
+        Arc::clone(&self.read().descriptor)
     }
 
-    /// A member by its id.
-    pub(crate) fn member(&self, id: MemberId) -> Option<&Member> {
-        self.records.descriptor.members.iter().find(|member| member.id == id)
+    /// Takes a later descriptor, and notes which members that were known so far are still in the Raft
+    /// group. Says whether anything changed.
+    pub(crate) fn follow(&self, latest: Option<Descriptor>, in_raft: &BTreeSet<u64>) -> bool {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let known: Vec<Member> =
+            current.descriptor.members.iter().chain(current.leaving.iter()).cloned().collect();
+        let descriptor = match latest {
+            Some(latest) if latest.number > current.descriptor.number => Arc::new(latest),
+            _ => Arc::clone(&current.descriptor),
+        };
+        let leaving: Arc<[Member]> = known
+            .into_iter()
+            .filter(|member| {
+                in_raft.contains(&member.id.as_u64()) && descriptor.member_key(member.id).is_none()
+            })
+            .collect();
+        let changed = descriptor.number != current.descriptor.number || leaving != current.leaving;
+        *current = Current { descriptor, leaving };
+        changed
     }
 
-    /// The other members.
-    pub(crate) fn others(&self) -> impl Iterator<Item = &Member> {
-        self.records.descriptor.members.iter().filter(|member| member.id != self.me)
+    /// A member by its id, also one that is leaving.
+    pub(crate) fn member(&self, id: MemberId) -> Option<Member> {
+        self.all().into_iter().find(|member| member.id == id)
+    }
+
+    /// The other members, also those that are leaving.
+    pub(crate) fn others(&self) -> Vec<Member> {
+        self.all().into_iter().filter(|member| member.id != self.me).collect()
+    }
+
+    fn all(&self) -> Vec<Member> {
+        let current = self.read().clone();
+        current.descriptor.members.iter().chain(current.leaving.iter()).cloned().collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who a certificate belongs to, if the descriptor names them. A certificate alone admits nobody.

@@ -19,6 +19,7 @@ mod log;
 mod login;
 mod machine;
 mod member;
+mod membership;
 mod network;
 mod nodes;
 mod opaque;

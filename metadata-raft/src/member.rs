@@ -22,22 +22,25 @@ use coffer_service::peer::{PeerId, peer_uri_id};
 use coffer_service::server::{GrpcServer, ServerLimits};
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::{ClientAuth, LiveTls, RELOAD_EVERY, TlsError, read_certificates};
+use coffer_service::watch::{Watch, WatchError};
 use openraft::SnapshotPolicy;
 use openraft::error::{InitializeError, RaftError};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tower::Layer;
 
 use crate::access::Door;
 use crate::batch::{Batcher, Proposer};
 use crate::cluster::Cluster;
 use crate::config::{Config, Timing};
 use crate::directory::Directory;
-use crate::group::{Group, GroupError, ROLE, Records, member_id};
+use crate::group::{Group, GroupError, ROLE, Records, latest_descriptor, member_id};
 use crate::listing::Listings;
 use crate::log::LogStore;
 use crate::login::{Attempts, Guesses, Login};
 use crate::machine::{Machine, PreparedCache};
+use crate::membership::Following;
 use crate::network::Network;
 use crate::nodes::Nodes;
 use crate::opaque::{Opaque, SetupError};
@@ -56,6 +59,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often what is too old is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Calls by which members keep each other up to date, and nodes themselves.
+const QUIET: [&str; 8] = [
+    "/coffer.internal.v1.MemberService/Append",
+    "/coffer.internal.v1.MemberService/Vote",
+    "/coffer.internal.v1.MemberService/ReadClock",
+    "/coffer.internal.v1.MemberService/ReadFeed",
+    "/coffer.internal.v1.MemberService/ReadRows",
+    "/coffer.internal.v1.MemberService/ReportNode",
+    "/coffer.internal.v1.MemberService/GetCoreVersion",
+    "/coffer.internal.v1.MemberService/GetReadIndex",
+];
 /// Entries in one message to a peer; their bytes have a bound of their own.
 const APPEND_ENTRIES_MAX: u64 = 64;
 
@@ -120,6 +134,18 @@ pub enum MemberError {
     /// Raft did not start, or stopped.
     #[error("Raft stopped: {0}")]
     Raft(String),
+    /// Calls cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// An administrator has taken this member out of the cluster.
+    #[error(
+        "member {member} is not in the cluster's descriptor any more; its volume holds nothing the \
+         cluster needs"
+    )]
+    Dismissed {
+        /// This member.
+        member: MemberId,
+    },
     /// The server failed.
     #[error("the gRPC server failed")]
     Server(#[source] tonic::transport::Error),
@@ -162,7 +188,7 @@ pub(crate) struct Running {
     health: Health,
     timing: Timing,
     me: MemberId,
-    members: usize,
+    dismissed: CancellationToken,
     /// The member's own tasks; they outlive the signal to stop by the time it takes to stop well.
     tasks: Shutdown,
     stop_serving: CancellationToken,
@@ -205,7 +231,7 @@ impl Running {
             patience: config.timing.election_max + config.timing.election_min,
         };
         let door = Door::new(Arc::clone(&group), leadership.clone(), peers.clone());
-        let reads = Reads::start(raft.clone(), Arc::clone(&store), &tasks);
+        let reads = Reads::start(leadership.clone(), peers.clone(), Arc::clone(&store), &tasks);
         let batcher = Batcher {
             leadership,
             group: Arc::clone(&group),
@@ -216,7 +242,14 @@ impl Running {
         let nodes = Arc::new(Nodes::default());
         let listings = Arc::new(Listings::new(group.me, random_number()));
         let attempts = Arc::new(Attempts::default());
-        let health = Health::new().await;
+        let watch = Watch::start(
+            ROLE,
+            coffer_proto::methods(),
+            coffer_proto::REFUSALS,
+            config.audit_log.as_deref(),
+        )?
+        .with_quiet(&QUIET);
+        let health = Health::new().await.with_metrics(watch.metrics());
         let directory = Directory {
             door: door.clone(),
             reads: reads.clone(),
@@ -242,7 +275,8 @@ impl Running {
         let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
         let stop_serving = CancellationToken::new();
         let server = GrpcServer::new(Arc::clone(&tls), limits);
-        let server = tokio::spawn(server.serve(listener, services, stop_serving.clone()));
+        let server =
+            tokio::spawn(server.serve(listener, watch.layer(services), stop_serving.clone()));
         if let Some(listener) = health_listener {
             let (health, stop) = (health.clone(), tasks.token());
             tasks.spawn("plain health", async move {
@@ -255,6 +289,10 @@ impl Running {
         let truncation = Truncation { raft: raft.clone(), log, policy };
         tasks.spawn("log truncation", truncation.watch(tasks.token()));
         tasks.spawn("sweeper", sweep(listings, attempts, tasks.token()));
+        let dismissed = CancellationToken::new();
+        let following =
+            Following { door: door.clone(), reads: reads.clone(), dismissed: dismissed.clone() };
+        tasks.spawn("descriptor", following.watch(tasks.token()));
         let leading =
             Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
         tasks.spawn("leading", leading.watch(tasks.token()));
@@ -270,7 +308,7 @@ impl Running {
             health,
             timing: config.timing,
             me: group.me,
-            members: group.descriptor().members.len(),
+            dismissed,
             tasks,
             stop_serving,
             server,
@@ -283,6 +321,7 @@ impl Running {
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             () = self.store.poison().struck() => Err(self.poisoned()),
+            () = self.dismissed.cancelled() => Err(MemberError::Dismissed { member: self.me }),
             () = self.tasks.cancelled() => {
                 let cause = self.tasks.cause().map(|cause| cause.to_string());
                 Err(MemberError::Task(cause.unwrap_or_default()))
@@ -330,7 +369,8 @@ impl Running {
     /// waits, serving what it still has, until another one leads.
     async fn step_down(&self) {
         let leader = self.raft.metrics().borrow().current_leader;
-        if leader != Some(self.me.as_u64()) || self.members < 2 {
+        let alone = self.door.group.others().is_empty();
+        if leader != Some(self.me.as_u64()) || alone {
             return;
         }
         let settings = self.raft.runtime_config();
@@ -416,7 +456,8 @@ struct Opened {
 
 impl Opened {
     fn open(config: &Config) -> Result<Self, MemberError> {
-        let records = Records::read(&config.descriptor, &config.layout)?;
+        let successors = config.successors.as_deref();
+        let records = Records::read(&config.descriptor, successors, &config.layout)?;
         let cluster = records.cluster;
         let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, None)?;
         let path = config.store_dir();
@@ -435,8 +476,16 @@ impl Opened {
         }
         let opaque = Opaque::read(&config.opaque_setup, &cluster)?;
         tracing::info!(fingerprint = %opaque.fingerprint(), "the secrets for login are read");
-        let group = Group::new(records, identity)?;
-        let store = Store::open(&path, &cluster, group.me)?;
+        if !Store::exists(&path) {
+            // Nothing is written for a cluster this volume does not belong to.
+            records.check_named(&identity)?;
+        }
+        let store = Store::open(&path, &cluster, member_id(&identity))?;
+        let latest = latest_descriptor(&*store).map_err(|error| StoreError::Read {
+            what: "the descriptor",
+            reason: error.to_string(),
+        })?;
+        let group = Group::new(records, latest, identity)?;
         let log = LogStore::new(Arc::clone(&store))?;
         // Only now: a volume that is bound has a store, or has lost it.
         group.identity.bind(&cluster)?;

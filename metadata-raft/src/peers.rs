@@ -5,10 +5,12 @@
 //! themselves: whoever answers at a member's address has to be that member, or nothing is sent.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use coffer_model::descriptor::Member;
 use coffer_model::id::MemberId;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
@@ -37,9 +39,12 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A member that answered no message of Raft's for this long counts as gone.
 const SILENT_MAX: Duration = Duration::from_secs(3);
 
-/// The channels of one member to all others.
-#[derive(Clone, Debug)]
-pub(crate) struct Peers(Arc<BTreeMap<MemberId, Peer>>);
+/// The channels of one member to all others. Clones are the same ones.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    tls: Arc<LiveTls>,
+    all: Arc<RwLock<BTreeMap<MemberId, Arc<Peer>>>>,
+}
 
 #[derive(Debug)]
 struct Peer {
@@ -53,25 +58,46 @@ struct Peer {
 impl Peers {
     /// Makes the channels; nothing is connected yet.
     pub(crate) fn new(group: &Group, tls: &Arc<LiveTls>) -> Result<Self, ChannelError> {
-        let mut peers = BTreeMap::new();
+        let peers = Self { tls: Arc::clone(tls), all: Arc::default() };
         for member in group.others() {
-            let target = Arc::new(Target::new(&member.address, member.id, tls)?);
-            let connect = || connect(&target);
-            let peer = Peer {
-                address: member.address.clone(),
-                raft: connect()?,
-                calls: connect()?,
-                snapshots: connect()?,
-                answered: Mutex::new(None),
-            };
-            peers.insert(member.id, peer);
+            let peer = Peer::new(&member, tls)?;
+            peers.write().insert(member.id, Arc::new(peer));
         }
-        Ok(Self(Arc::new(peers)))
+        Ok(peers)
+    }
+
+    /// Follows the group: channels to those who came or moved are made, those to who is gone are
+    /// closed. A member whose address is not one cannot be reached, and that is said.
+    pub(crate) fn follow(&self, group: &Group) {
+        let others = group.others();
+        let mut all = self.write();
+        all.retain(|id, _| others.iter().any(|member| member.id == *id));
+        for member in others {
+            if all.get(&member.id).is_some_and(|peer| peer.address == member.address) {
+                continue;
+            }
+            match Peer::new(&member, &self.tls) {
+                Ok(peer) => {
+                    all.insert(member.id, Arc::new(peer));
+                }
+                Err(error) => {
+                    tracing::error!(member = %member.id, %error, "a member cannot be reached");
+                }
+            }
+        }
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<MemberId, Arc<Peer>>> {
+        self.all.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, member: MemberId) -> Option<Arc<Peer>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner).get(&member).cloned()
     }
 
     /// The channel for Raft's own messages.
     pub(crate) fn raft(&self, member: MemberId) -> Option<MemberServiceClient<Channel>> {
-        let channel = self.0.get(&member)?.raft.clone();
+        let channel = self.get(member)?.raft.clone();
         Some(
             MemberServiceClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -81,33 +107,52 @@ impl Peers {
 
     /// The channel for forwarded calls.
     pub(crate) fn calls(&self, member: MemberId) -> Option<Channel> {
-        Some(self.0.get(&member)?.calls.clone())
+        Some(self.get(member)?.calls.clone())
     }
 
     /// The channel for snapshots.
     pub(crate) fn snapshots(&self, member: MemberId) -> Option<SnapshotServiceClient<Channel>> {
-        let channel = self.0.get(&member)?.snapshots.clone();
+        let channel = self.get(member)?.snapshots.clone();
         Some(SnapshotServiceClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Notes that a member answered a message of Raft's.
     pub(crate) fn note_answer(&self, member: MemberId) {
-        if let Some(peer) = self.0.get(&member) {
+        if let Some(peer) = self.get(member) {
             *peer.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
     }
 
     /// Whether a member answered lately. Only a leader, who sends to all, can tell.
     pub(crate) fn reached(&self, member: MemberId) -> bool {
-        self.0.get(&member).is_some_and(|peer| {
+        self.get(member).is_some_and(|peer| {
             let answered = *peer.answered.lock().unwrap_or_else(PoisonError::into_inner);
             answered.is_some_and(|at| at.elapsed() < SILENT_MAX)
         })
     }
 
     /// Where a member is.
-    pub(crate) fn address(&self, member: MemberId) -> Option<&str> {
-        Some(&self.0.get(&member)?.address)
+    pub(crate) fn address(&self, member: MemberId) -> Option<String> {
+        Some(self.get(member)?.address.clone())
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").finish_non_exhaustive()
+    }
+}
+
+impl Peer {
+    fn new(member: &Member, tls: &Arc<LiveTls>) -> Result<Self, ChannelError> {
+        let target = Arc::new(Target::new(&member.address, member.id, tls)?);
+        Ok(Self {
+            address: member.address.clone(),
+            raft: connect(&target)?,
+            calls: connect(&target)?,
+            snapshots: connect(&target)?,
+            answered: Mutex::new(None),
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coffer_metadata_core::state::CORE_VERSION;
 use coffer_metadata_core::{Command, query};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::hash::Hash;
@@ -219,9 +220,28 @@ impl MemberService for Internal {
 
     async fn get_core_version(
         &self,
-        _: Request<pb::GetCoreVersionRequest>,
+        request: Request<pb::GetCoreVersionRequest>,
     ) -> Result<Response<pb::GetCoreVersionResponse>, Status> {
-        Err(Status::unimplemented("get_core_version"))
+        self.door.member(&request)?;
+        Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION }))
+    }
+
+    async fn get_read_index(
+        &self,
+        request: Request<pb::GetReadIndexRequest>,
+    ) -> Result<Response<pb::GetReadIndexResponse>, Status> {
+        self.door.member(&request)?;
+        self.door.here()?;
+        if !self.door.leadership.is_mine() {
+            return Err(self.door.not_leader(None));
+        }
+        // Reads elsewhere move log time as reads here do.
+        self.proposer.nudge_tick();
+        self.reads.confirm().await.map_err(|error| self.door.read_refused(error))?;
+        let applied = self.door.leadership.raft.metrics().borrow().last_applied;
+        Ok(Response::new(pb::GetReadIndexResponse {
+            applied_index: applied.map_or(0, |applied| applied.index),
+        }))
     }
 
     async fn read_feed(

@@ -34,7 +34,7 @@ pub const PAGE_SIZE_MAX: u32 = 1000;
 pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 27] = [
+pub const REFUSALS: [&str; 26] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
@@ -50,7 +50,6 @@ pub const REFUSALS: [&str; 27] = [
     "NO_QUORUM",
     "OVERLOADED",
     "SESSION_CLOSED",
-    "SESSION_PROOF",
     "SESSION_PROOF_INVALID",
     "SESSION_REQUIRED",
     "STORE_POISONED",

@@ -239,10 +239,11 @@ fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -
     match process.role {
         Role::Metadata => {
             text += &format!(
-                "data_dir = {}\nlayout = {}\nopaque_setup = {}\nbootstrap = {bootstrap}\n",
+                "data_dir = {}\nlayout = {}\nopaque_setup = {}\nbootstrap = {bootstrap}\naudit_log = {}\n",
                 quoted(&data_dir(dir, &process.name)),
                 quoted(&dir.join("layout")),
                 quoted(&dir.join("secret/opaque.setup")),
+                quoted(&audit_file(dir, &process.name)),
             );
         }
         Role::Storage => {

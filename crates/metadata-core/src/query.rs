@@ -549,3 +549,10 @@ pub fn feed(
     }
     Ok((rows, next, more))
 }
+
+/// The descriptor in force; none before there is a cluster.
+pub fn descriptor(
+    tables: &impl Tables,
+) -> Result<Option<coffer_model::descriptor::Descriptor>, TableError> {
+    Ok(crate::apply::cluster(tables)?.map(|(descriptor, _)| descriptor))
+}

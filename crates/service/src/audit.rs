@@ -94,6 +94,11 @@ impl Note {
     }
 }
 
+/// What a request's handler adds to, for one that hands the request on before it knows.
+pub fn note_of<T>(request: &tonic::Request<T>) -> Note {
+    request.extensions().get::<Note>().cloned().unwrap_or_default()
+}
+
 /// Adds to what the audit log will say of a request.
 pub fn note<T>(request: &tonic::Request<T>, add: impl FnOnce(&mut Subject)) {
     if let Some(note) = request.extensions().get::<Note>() {

@@ -25,6 +25,7 @@ pub struct Watch {
     role: &'static str,
     metrics: Arc<Metrics>,
     audit: Option<AuditLog>,
+    quiet: &'static [&'static str],
 }
 
 /// Why nothing can be watched.
@@ -59,7 +60,14 @@ impl Watch {
                 .map_err(|source| WatchError::AuditLog { path: path.to_owned(), source })
         };
         let audit = audit_log.map(open).transpose()?;
-        Ok(Self { role, metrics, audit })
+        Ok(Self { role, metrics, audit, quiet: &[] })
+    }
+
+    /// Leaves calls of these methods out of the audit log where they go well: those by which processes
+    /// keep each other up to date, many times a second, for nobody in particular.
+    #[must_use]
+    pub fn with_quiet(self, methods: &'static [&'static str]) -> Self {
+        Self { quiet: methods, ..self }
     }
 
     /// What is counted.
@@ -79,6 +87,9 @@ impl Watch {
         let took = call.began.elapsed();
         self.metrics.handled(&call.path, code, reason.as_deref(), took.as_secs_f64());
         let Some(audit) = &self.audit else { return };
+        if code == Code::Ok && self.quiet.contains(&call.path.as_str()) {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         audit.write(&Event {
             time_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
@@ -182,15 +193,16 @@ mod tests {
             let note = request.extensions().get::<Note>().unwrap().clone();
             note.add(|subject| subject.principal = Some("ab".to_owned()));
             let answer = match request.uri().path() {
-                "/a.B/Good" => Response::new(Body::empty()),
+                "/a.B/Good" | "/a.B/Often" => Response::new(Body::empty()),
                 _ => status(Code::PermissionDenied, "NOT_YOURS", "no", &[]).into_http(),
             };
             Ok::<_, Infallible>(answer)
         });
         let watch = Watch::start("worker", methods, ["NOT_YOURS"], Some(&path)).unwrap();
+        let watch = watch.with_quiet(&["/a.B/Often", "/a.B/OftenBad"]);
         let metrics = watch.metrics();
         let watched = watch.layer(service);
-        for path in ["/a.B/Good", "/a.B/Bad", "/a.B/Unknown"] {
+        for path in ["/a.B/Often", "/a.B/Good", "/a.B/Bad", "/a.B/OftenBad"] {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();
             watched.clone().oneshot(request).await.unwrap();
         }

@@ -134,6 +134,13 @@ impl MemberService for MemberServer {
         Err(Status::unimplemented("release_chunks"))
     }
 
+    async fn get_read_index(
+        &self,
+        _: Request<wire::GetReadIndexRequest>,
+    ) -> Result<Response<wire::GetReadIndexResponse>, Status> {
+        Err(Status::unimplemented("get_read_index"))
+    }
+
     async fn get_core_version(
         &self,
         _: Request<wire::GetCoreVersionRequest>,

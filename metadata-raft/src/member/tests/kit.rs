@@ -173,6 +173,8 @@ impl TestGroup {
                     health_listen: None,
                     data_dir,
                     descriptor: path("descriptor"),
+                    successors: None,
+                    audit_log: None,
                     layout: path("layout"),
                     opaque_setup: path("opaque.setup"),
                     bootstrap: number == 0,
