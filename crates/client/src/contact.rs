@@ -2,8 +2,10 @@
 //! must answer.
 //!
 //! ```text
-//! file = borsh { format: u8 = 1, pinned }, one for each server address
+//! file = borsh { format: u8 = 2, pinned }, one for each server address
 //! ```
+//!
+//! Format 1 had no successors; it is read, and written again as format 2.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
+use coffer_proto::v1 as pb;
 use coffer_service::files::{PRIVATE_FILE, write_atomically};
 use coffer_service::tls::read_certificates;
 
@@ -21,7 +24,9 @@ use crate::transport::{GatewayTransport, Transport};
 
 pub use crate::state_dir::StateDir;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// How many times in a row a server may have more descriptors to tell of; each time it is 64 of them.
+const DESCRIPTOR_CALLS_MAX: usize = 64;
 
 /// Whose certificates a server is accepted with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,14 +59,27 @@ pub struct Pinned {
     pub server_name: String,
     /// The authorities the gateway's certificate is accepted with, DER.
     pub authorities: Vec<Vec<u8>>,
-    /// The signed descriptor.
+    /// The signed first descriptor.
     pub descriptor: SignedDescriptor,
+    /// The descriptors after it, as far as they were seen.
+    pub successors: Vec<Vec<u8>>,
+}
+
+/// [`Pinned`] as format 1 had it.
+#[derive(BorshDeserialize)]
+struct PinnedV1 {
+    cluster: ClusterId,
+    server: String,
+    server_name: String,
+    authorities: Vec<Vec<u8>>,
+    descriptor: SignedDescriptor,
 }
 
 impl Pinned {
-    /// The verified descriptor.
+    /// The latest descriptor that was seen, verified by all before it.
     pub fn descriptor(&self) -> Result<Descriptor, ClientError> {
-        Ok(self.descriptor.verify_first(Some(self.cluster))?.1)
+        let first = self.descriptor.verify_first(Some(self.cluster))?.1;
+        Ok(first.follow(&self.cluster, &self.successors)?)
     }
 
     /// A transport to the gateway the cluster was met through.
@@ -94,22 +112,52 @@ impl Pinned {
             }
         };
         let transport = GatewayTransport::new(&endpoint.server, &server_name, &authorities)?;
-        let answer =
-            transport.get_descriptor().await.map_err(|status| ClientError::of_status(&status))?;
-        let pinned = known.map(|known| known.cluster);
+        let pinned = known.as_ref().map(|known| known.cluster);
+        let mut successors = known.map(|known| known.successors).unwrap_or_default();
+        let answer = get_descriptor(&transport, 0).await?;
         let descriptor: SignedDescriptor = decode("cluster descriptor", &answer.descriptor)?;
-        let (cluster, content) = descriptor.verify_first(pinned)?;
+        let (cluster, first) = descriptor.verify_first(pinned)?;
+        let latest = first.follow(&cluster, &successors)?;
+        let (latest, more) = later(&transport, &cluster, latest).await?;
+        successors.extend(more);
         // From now on the cluster's own authority is good as well, without the file.
-        if !authorities.contains(&content.authority) {
-            authorities.push(content.authority);
+        if !authorities.contains(&latest.authority) {
+            authorities.push(latest.authority);
         }
-        let met =
-            Self { cluster, server: endpoint.server.clone(), server_name, authorities, descriptor };
+        let server = endpoint.server.clone();
+        let met = Self { cluster, server, server_name, authorities, descriptor, successors };
         make_parent(&path)?;
         write_atomically(&path, &encode(&(FORMAT, &met)), PRIVATE_FILE)
             .map_err(|error| ClientError::local("write", &path, error))?;
         Ok(met)
     }
+}
+
+/// The latest descriptor a cluster tells of after `known`, and the signed ones that lead to it.
+pub(crate) async fn later(
+    transport: &dyn Transport,
+    cluster: &ClusterId,
+    known: Descriptor,
+) -> Result<(Descriptor, Vec<Vec<u8>>), ClientError> {
+    let (mut latest, mut signed) = (known, Vec::new());
+    for _ in 0..DESCRIPTOR_CALLS_MAX {
+        let before = latest.number;
+        let answer = get_descriptor(transport, before).await?;
+        latest = latest.follow(cluster, &answer.successors)?;
+        if latest.number == before {
+            break;
+        }
+        signed.extend(answer.successors.into_iter().map(Vec::from));
+    }
+    Ok((latest, signed))
+}
+
+async fn get_descriptor(
+    transport: &dyn Transport,
+    known_number: u64,
+) -> Result<pb::GetDescriptorResponse, ClientError> {
+    let answer = transport.get_descriptor(pb::GetDescriptorRequest { known_number }).await;
+    answer.map_err(|status| ClientError::of_status(&status))
 }
 
 fn host_of(server: &str) -> &str {
@@ -122,6 +170,11 @@ fn pin_path(state_dir: &StateDir, server: &str) -> PathBuf {
 
 /// A pin that cannot be read must not be taken for no pin: that would pin whoever answers now.
 fn parse(path: &Path, bytes: &[u8]) -> Result<Pinned, ClientError> {
+    if let Ok((1, old)) = decode::<(u8, PinnedV1)>("pinned cluster", bytes) {
+        let PinnedV1 { cluster, server, server_name, authorities, descriptor } = old;
+        let successors = Vec::new();
+        return Ok(Pinned { cluster, server, server_name, authorities, descriptor, successors });
+    }
     match decode::<(u8, Pinned)>("pinned cluster", bytes) {
         Ok((FORMAT, pinned)) => Ok(pinned),
         _ => Err(ClientError::WrongCluster {
@@ -130,5 +183,28 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Pinned, ClientError> {
                 path.display()
             ),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_pin_of_format_1_is_still_the_same_cluster() {
+        let descriptor = SignedDescriptor { bytes: vec![1, 2, 3], signatures: Vec::new() };
+        let cluster = ClusterId::from_bytes([7; 32]);
+        // As format 1 wrote it: everything but the successors.
+        let fields = (cluster, "a:1".to_owned(), "a".to_owned(), vec![vec![9u8]]);
+        let bytes = [encode(&1u8), encode(&fields), encode(&descriptor)].concat();
+        let pinned = parse(Path::new("pin"), &bytes).unwrap();
+        assert_eq!(pinned.cluster, cluster);
+        assert_eq!((pinned.server.as_str(), pinned.authorities.len()), ("a:1", 1));
+        assert!(pinned.successors.is_empty());
+        let again = encode(&(FORMAT, &pinned));
+        assert_eq!(parse(Path::new("pin"), &again).unwrap(), pinned);
+        assert!(parse(Path::new("pin"), &again[1..]).is_err());
     }
 }

@@ -27,7 +27,7 @@ use crate::state::SessionState;
 use crate::state_dir::StateDir;
 use crate::transport::{Credentials, Transport};
 use crate::verify::Verifier;
-use crate::wire::Wire;
+use crate::wire::{LiveDescriptor, Wire};
 
 /// Directories whose keys are remembered.
 const DIRECTORIES_REMEMBERED: usize = 16 * 1024;
@@ -135,7 +135,7 @@ impl Session {
         let wire = Arc::new(Wire {
             transport,
             cluster,
-            descriptor: pinned.descriptor()?,
+            descriptor: LiveDescriptor::new(pinned.descriptor()?),
             principal,
             home,
             credentials: Credentials::new(cluster, certificate.certificate.hash(), secrets.key),

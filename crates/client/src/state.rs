@@ -4,7 +4,7 @@
 //! and a file that only the user can enter and read. Any other place is refused.
 //!
 //! ```text
-//! file = format: u8 = 1 ‖ borsh of the fields of SessionState, in order
+//! file = format: u8 = 2 ‖ borsh of the fields of SessionState, in order
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -28,7 +28,8 @@ use zeroize::Zeroizing;
 use crate::contact::Pinned;
 use crate::error::ClientError;
 
-const FORMAT: u8 = 1;
+/// A session of format 1, which knew no later descriptors, is at most 12 hours old: log in again.
+const FORMAT: u8 = 2;
 /// A larger file is no session.
 const STATE_BYTES_MAX: u64 = 4 << 20;
 /// File systems that live in memory.

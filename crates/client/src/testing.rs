@@ -183,6 +183,7 @@ impl FakeCluster {
             server_name: "gateway".to_owned(),
             authorities: Vec::new(),
             descriptor: self.descriptor.clone(),
+            successors: Vec::new(),
         }
     }
 
@@ -690,8 +691,9 @@ impl Transport for FakeCluster {
         unused()
     }
 
-    fn get_descriptor(&self) -> Answer<'_, pb::GetDescriptorResponse> {
-        unused()
+    fn get_descriptor(&self, _: pb::GetDescriptorRequest) -> Answer<'_, pb::GetDescriptorResponse> {
+        // There is none after the first.
+        Box::pin(async { Ok(pb::GetDescriptorResponse::default()) })
     }
 
     fn get_status(&self) -> Answer<'_, pb::GetStatusResponse> {

@@ -64,7 +64,10 @@ pub trait Transport: Send + Sync + 'static {
     /// Second step of a login.
     fn finish_login(&self, request: pb::FinishLoginRequest) -> Answer<'_, pb::FinishLoginResponse>;
     /// The signed records of the cluster.
-    fn get_descriptor(&self) -> Answer<'_, pb::GetDescriptorResponse>;
+    fn get_descriptor(
+        &self,
+        request: pb::GetDescriptorRequest,
+    ) -> Answer<'_, pb::GetDescriptorResponse>;
     /// The state of the cluster.
     fn get_status(&self) -> Answer<'_, pb::GetStatusResponse>;
     /// Stores chunks.

@@ -1,12 +1,14 @@
 //! What every part of a session shares: the way to the cluster, the session's credentials, and what is
 //! known so far about time, revisions and authors.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use coffer_model::descriptor::Descriptor;
 use coffer_model::id::{ClusterId, InodeId, PrincipalId};
 
 use crate::clock::LogClock;
+use crate::contact;
+use crate::error::ClientError;
 use crate::seen::Seen;
 use crate::transport::{Credentials, Transport};
 use crate::verify::Verifier;
@@ -15,11 +17,44 @@ use crate::verify::Verifier;
 pub(crate) struct Wire {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) cluster: ClusterId,
-    pub(crate) descriptor: Descriptor,
+    pub(crate) descriptor: LiveDescriptor,
     pub(crate) principal: PrincipalId,
     pub(crate) home: InodeId,
     pub(crate) credentials: Credentials,
     pub(crate) clock: LogClock,
     pub(crate) seen: Seen,
     pub(crate) verifier: Verifier,
+}
+
+impl Wire {
+    /// Asks for descriptors after the one that is known. Says whether there was a later one.
+    pub(crate) async fn follow_descriptor(&self) -> Result<bool, ClientError> {
+        let known = self.descriptor.get();
+        let (latest, _) =
+            contact::later(&*self.transport, &self.cluster, Descriptor::clone(&known)).await?;
+        Ok(self.descriptor.learn(latest))
+    }
+}
+
+/// The latest descriptor a session knows.
+pub(crate) struct LiveDescriptor(RwLock<Arc<Descriptor>>);
+
+impl LiveDescriptor {
+    pub(crate) fn new(descriptor: Descriptor) -> Self {
+        Self(RwLock::new(Arc::new(descriptor)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<Descriptor> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a verified one, if it is later.
+    fn learn(&self, latest: Descriptor) -> bool {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let is_later = latest.number > known.number;
+        if is_later {
+            *known = Arc::new(latest);
+        }
+        is_later
+    }
 }

@@ -194,6 +194,23 @@ impl Descriptor {
         !signed.is_empty() && signed.len() >= usize::from(self.quorum)
     }
 
+    /// The last of the signed descriptors that follow this one, each checked by the one before it. Those
+    /// this one has behind it already are passed over.
+    pub fn follow<B: AsRef<[u8]>>(
+        self,
+        cluster: &ClusterId,
+        successors: impl IntoIterator<Item = B>,
+    ) -> Result<Self, DescriptorError> {
+        successors.into_iter().try_fold(self, |former, bytes| {
+            let signed: SignedDescriptor = decode("cluster descriptor", bytes.as_ref())?;
+            let next: Self = decode("cluster descriptor", &signed.bytes)?;
+            if next.number <= former.number {
+                return Ok(former);
+            }
+            signed.verify_next(cluster, &former)
+        })
+    }
+
     fn check_follows(&self, former: &Self) -> Result<(), &'static str> {
         if former.number.checked_add(1) != Some(self.number) {
             return Err("its number is not one more");

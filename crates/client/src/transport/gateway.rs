@@ -219,16 +219,14 @@ impl Transport for GatewayTransport {
         }))
     }
 
-    fn get_descriptor(&self) -> Answer<'_, pb::GetDescriptorResponse> {
-        Box::pin(self.call(
-            None,
-            CALL_TIMEOUT,
-            pb::GetDescriptorRequest::default(),
-            move |request| {
-                let mut client = self.cluster();
-                async move { client.get_descriptor(request).await }
-            },
-        ))
+    fn get_descriptor(
+        &self,
+        request: pb::GetDescriptorRequest,
+    ) -> Answer<'_, pb::GetDescriptorResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.cluster();
+            async move { client.get_descriptor(request).await }
+        }))
     }
 
     fn get_status(&self) -> Answer<'_, pb::GetStatusResponse> {
