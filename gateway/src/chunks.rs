@@ -59,6 +59,15 @@ impl Chunks {
         Self { cluster, door, in_flight, shutdown }
     }
 
+    /// Learns the layout that nodes know already, and asks the caller to come again.
+    async fn moved(&self) -> Status {
+        if let Err(error) = self.cluster.refresh().await {
+            tracing::debug!(%error, "the cluster did not say where its nodes are");
+        }
+        let message = "the chunks are placed elsewhere now; try again";
+        status_with_retry(Code::Unavailable, "LAYOUT_CHANGED", message, &[], OVERLOAD_PAUSE)
+    }
+
     /// Room for `bytes` under way, or a refusal with a hint.
     fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
         let permits = u32::try_from(bytes.max(CALL_BYTES_MIN)).unwrap_or(u32::MAX);
@@ -67,6 +76,11 @@ impl Chunks {
             status_with_retry(Code::ResourceExhausted, "OVERLOADED", message, &[], OVERLOAD_PAUSE)
         })
     }
+}
+
+/// Whether a node refused a chunk because by a later layout it is not the node's any more.
+fn is_moved(failure: &Status) -> bool {
+    reason_of(failure).is_some_and(|reason| reason.code == "NOT_A_HOLDER")
 }
 
 fn invalid(reason: &'static str, message: &str) -> Status {
@@ -230,6 +244,7 @@ impl ChunkService for Chunks {
                     tracing::debug!(%node, code = ?failure.code(), "a storage node took no chunks");
                     failures.push(failure);
                 }
+                None if failures.iter().any(is_moved) => return Err(self.moved().await),
                 None => return Err(worst(failures)),
             }
         }
@@ -253,11 +268,7 @@ impl ChunkService for Chunks {
         let _room =
             self.room(ids.len().saturating_mul(SEALED_BYTES_MAX).min(CHUNK_BYTES_PER_CALL))?;
         let view = self.cluster.view()?;
-        let mut holders: Vec<Vec<Node>> = ids.iter().map(|id| view.holders(id)).collect();
-        for nodes in &mut holders {
-            // Those the members have not heard from come last; otherwise the layout's order counts.
-            nodes.sort_by_key(|node| !node.reachable);
-        }
+        let holders: Vec<Vec<Node>> = ids.iter().map(|id| view.readers(id)).collect();
         let mut found: Vec<Bytes> = vec![Bytes::new(); ids.len()];
         let mut failures = Vec::new();
         for turn in 0..holders.iter().map(Vec::len).max().unwrap_or(0) {

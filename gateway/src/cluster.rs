@@ -1,5 +1,5 @@
-//! What the gateway knows of the storage side: the layout, and where the nodes are. Asked of the
-//! members every two seconds; what was learnt stays in use while no member answers.
+//! What the gateway knows of the cluster: the descriptor, the layouts, and where the nodes are. Asked of
+//! the members every two seconds; what was learnt stays in use while no member answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -42,7 +42,10 @@ pub(crate) struct Node {
 
 /// The storage side as it was last heard of.
 pub(crate) struct View {
+    /// The layout in force.
     layout: Layout,
+    /// Those before it that may still be needed to find a chunk, newest first.
+    former: Vec<Layout>,
     nodes: BTreeMap<NodeId, Node>,
 }
 
@@ -51,16 +54,33 @@ impl View {
         self.layout.version()
     }
 
-    /// The nodes that hold `chunk`, in order, as far as they can be called.
+    /// The nodes that are to hold `chunk`, in order, as far as they can be called.
     pub(crate) fn holders(&self, chunk: &ChunkId) -> Vec<Node> {
         self.layout.nodes_of(chunk).filter_map(|id| self.nodes.get(&id).cloned()).collect()
     }
+
+    /// The nodes to ask for `chunk`, in order: its holders, those the members have heard from first; then,
+    /// while a layout takes the place of another, those that held it before.
+    pub(crate) fn readers(&self, chunk: &ChunkId) -> Vec<Node> {
+        let mut nodes = self.holders(chunk);
+        nodes.sort_by_key(|node| !node.reachable);
+        for layout in &self.former {
+            let mut former: Vec<Node> = layout
+                .nodes_of(chunk)
+                .filter(|id| nodes.iter().all(|node| node.id != *id))
+                .filter_map(|id| self.nodes.get(&id).cloned())
+                .collect();
+            former.sort_by_key(|node| !node.reachable);
+            nodes.append(&mut former);
+        }
+        nodes
+    }
 }
 
-/// The storage side.
+/// The cluster.
 pub(crate) struct Cluster {
     id: ClusterId,
-    descriptor: Descriptor,
+    descriptor: RwLock<Arc<Descriptor>>,
     members: Arc<Members>,
     channels: ChannelPool,
     view: RwLock<Option<Arc<View>>>,
@@ -76,6 +96,7 @@ impl Cluster {
         let options =
             ChannelOptions { request_timeout: Some(NODE_TIMEOUT), ..ChannelOptions::standard() };
         let channels = ChannelPool::new(tls, options, 4096);
+        let descriptor = RwLock::new(Arc::new(descriptor));
         Self { id, descriptor, members, channels, view: RwLock::new(None) }
     }
 
@@ -104,25 +125,42 @@ impl Cluster {
         }
     }
 
-    async fn refresh(&self) -> Result<(), Status> {
+    /// Asks the members how things are now.
+    pub(crate) async fn refresh(&self) -> Result<(), Status> {
+        let known = Arc::clone(&self.descriptor.read().unwrap_or_else(PoisonError::into_inner));
+        let known_number = known.number;
         let answer = self
             .members
             .ask(async |channel| {
                 let mut client = ClusterServiceClient::new(channel);
-                let descriptor = client.get_descriptor(pb::GetDescriptorRequest::default()).await?;
+                let request = pb::GetDescriptorRequest { known_number };
+                let descriptor = client.get_descriptor(request).await?;
                 let status = client.get_status(pb::GetStatusRequest {}).await?;
                 Ok((descriptor.into_inner(), status.into_inner()))
             })
             .await?;
-        let (descriptor, status) = answer;
-        let administrators = &self.descriptor.administrators;
-        let layout = Layout::verify(&descriptor.layout, &self.id, administrators)
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let (records, status) = answer;
+        let damaged = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
+        let latest = Descriptor::clone(&known)
+            .follow(&self.id, &records.successors)
+            .map_err(|error| damaged(&error))?;
+        let descriptor = Arc::new(latest);
+        if descriptor.number > known_number {
+            tracing::info!(number = descriptor.number, "another descriptor is in force");
+            self.members.follow(&descriptor.members);
+            let mut known = self.descriptor.write().unwrap_or_else(PoisonError::into_inner);
+            *known = Arc::clone(&descriptor);
+        }
+        let verify = |signed: &[u8]| Layout::verify(signed, &self.id, &descriptor.administrators);
+        let layout = verify(&records.layout).map_err(|error| damaged(&error))?;
+        // One that is not good only makes fewer chunks found while the layout changes.
+        let former_layouts: Vec<Layout> =
+            records.former_layouts.iter().filter_map(|signed| verify(signed).ok()).collect();
         let former = self.view.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut nodes = BTreeMap::new();
         for node in status.nodes {
             let Ok(id) = node.id.parse::<NodeId>() else { continue };
-            if node.address.is_empty() || self.descriptor.node_key(id).is_none() {
+            if node.address.is_empty() || descriptor.node_key(id).is_none() {
                 continue;
             }
             let expected = peer("storage", *id.as_bytes());
@@ -140,7 +178,7 @@ impl Cluster {
         if nodes.is_empty() {
             return Err(Status::unavailable("no storage node has reported yet"));
         }
-        let view = Some(Arc::new(View { layout, nodes }));
+        let view = Some(Arc::new(View { layout, former: former_layouts, nodes }));
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
         Ok(())
     }

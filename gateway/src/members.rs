@@ -3,8 +3,8 @@
 //! Any member takes any call and finds the leader itself; the gateway only looks for a member that
 //! answers, beginning with the one that answered last.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use coffer_model::descriptor::Member;
@@ -20,7 +20,7 @@ use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
 use coffer_service::audit::note;
 use coffer_service::call::contained;
-use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::channel::{ChannelError, ChannelOptions, connect_lazy};
 use coffer_service::peer::PeerId;
 use coffer_service::status::{relayed, status};
 use coffer_service::tls::LiveTls;
@@ -37,7 +37,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Channels to all metadata members.
 pub(crate) struct Members {
-    channels: Vec<Channel>,
+    channels: RwLock<Arc<[Channel]>>,
+    tls: Arc<LiveTls>,
     /// The one that answered last.
     preferred: AtomicUsize,
     door: Arc<Door>,
@@ -49,16 +50,19 @@ impl Members {
         tls: &Arc<LiveTls>,
         door: Arc<Door>,
     ) -> Result<Self, Error> {
-        let mut channels = Vec::with_capacity(members.len());
-        for member in members {
-            let options = ChannelOptions {
-                request_timeout: Some(CALL_TIMEOUT),
-                ..ChannelOptions::standard()
-            };
-            let host = host_of(&member.address);
-            channels.push(connect_lazy(&member.address, host, tls, &options)?);
+        let channels = connect(members, tls)?;
+        let channels = RwLock::new(channels.into());
+        Ok(Self { channels, tls: Arc::clone(tls), preferred: AtomicUsize::new(0), door })
+    }
+
+    /// Takes up the members of another descriptor.
+    pub(crate) fn follow(&self, members: &[Member]) {
+        match connect(members, &self.tls) {
+            Ok(channels) => {
+                *self.channels.write().unwrap_or_else(PoisonError::into_inner) = channels.into();
+            }
+            Err(error) => tracing::error!(%error, "the descriptor names an unusable address"),
         }
-        Ok(Self { channels, preferred: AtomicUsize::new(0), door })
     }
 
     /// Calls members one after the other until one answers otherwise than "not here".
@@ -68,9 +72,10 @@ impl Members {
     {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last = status(Code::Unavailable, "NO_MEMBER", "the cluster has no members", &[]);
-        for turn in 0..self.channels.len() {
-            let at = (first + turn) % self.channels.len();
-            let answer = contained(call(self.channels[at].clone())).await;
+        let channels = Arc::clone(&self.channels.read().unwrap_or_else(PoisonError::into_inner));
+        for turn in 0..channels.len() {
+            let at = (first + turn) % channels.len();
+            let answer = contained(call(channels[at].clone())).await;
             match answer.map_err(|failure| relayed(&failure)) {
                 // Nobody there, no leader known, or no answer in time.
                 Err(error)
@@ -102,6 +107,15 @@ impl Members {
         headers.insert_bin(PROOF_HEADER, self.door.admit(&request)?);
         Ok(Passed { headers, message: request.into_inner() })
     }
+}
+
+fn connect(members: &[Member], tls: &Arc<LiveTls>) -> Result<Vec<Channel>, ChannelError> {
+    let channel = |member: &Member| {
+        let options =
+            ChannelOptions { request_timeout: Some(CALL_TIMEOUT), ..ChannelOptions::standard() };
+        connect_lazy(&member.address, host_of(&member.address), tls, &options)
+    };
+    members.iter().map(channel).collect()
 }
 
 struct Passed<M> {
