@@ -26,7 +26,8 @@ use coffer_model::time::LogTime;
 
 use crate::command::{Prepared, Reply};
 use crate::state::{
-    CORE_VERSION, LoggedOp, OpRef, Repeat, Row, Usage, load, meta, op_key, repeat_key, store,
+    CORE_VERSION, CORE_VERSION_CHANGES, CORE_VERSION_MAX, LoggedOp, OpRef, Repeat, Row, Usage,
+    load, meta, op_key, repeat_key, store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -84,6 +85,7 @@ pub(crate) struct Context<'a> {
     pub(crate) blobs: BTreeMap<Hash, &'a [u8]>,
     pub(crate) slots: BTreeMap<u16, &'a [(u64, Slot)]>,
     pub(crate) time: LogTime,
+    pub(crate) core_version: u32,
     pub(crate) open_registration: bool,
 }
 
@@ -127,6 +129,7 @@ fn bundle_reply<T: Tables>(
         blobs: payloads.blobs.iter().map(|blob| (payload_hash(blob), blob.as_slice())).collect(),
         slots: payloads.slots.iter().map(|of| (of.op, of.changes.as_slice())).collect(),
         time,
+        core_version: core_version(tables)?,
         open_registration: descriptor.open_registration,
     };
     let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();
@@ -260,6 +263,11 @@ pub(crate) fn cluster(tables: &impl Tables) -> Result<Option<(Descriptor, Cluste
     Ok(Some((descriptor, id)))
 }
 
+/// The version of the state machine in force; 0 before there is a cluster.
+pub(crate) fn core_version(tables: &impl Tables) -> Result<u32, TableError> {
+    Ok(load(tables, Table::Meta, meta::CORE_VERSION)?.unwrap_or(0))
+}
+
 fn append<T: Tables>(
     tables: &mut Overlay<T>,
     frontier: &mut Frontier,
@@ -275,6 +283,7 @@ fn append<T: Tables>(
 /// Applies a system op; one that does not check out changes nothing and is not logged.
 fn system<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result<(), TableError> {
     let time = load(tables, Table::Meta, meta::TIME)?.unwrap_or(LogTime::ZERO);
+    let in_force = core_version(tables)?;
     let applied_at = match op {
         SystemOp::Genesis { descriptor, layout } => {
             genesis(tables, descriptor, layout)?.then_some(time)
@@ -283,9 +292,11 @@ fn system<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result<(), Table
         SystemOp::NodeReport { report, signature } => {
             node_report(tables, report, signature)?.then_some(time)
         }
-        // Of a version of the state machine that is not in force.
-        SystemOp::CoreVersion { .. }
-        | SystemOp::NextDescriptor { .. }
+        SystemOp::CoreVersion { version } => {
+            raise_core_version(tables, in_force, *version).then_some(time)
+        }
+        _ if in_force < CORE_VERSION_CHANGES => None,
+        SystemOp::NextDescriptor { .. }
         | SystemOp::NextLayout { .. }
         | SystemOp::ShareProof { .. }
         | SystemOp::Order { .. }
@@ -316,6 +327,14 @@ fn genesis<T: Tables>(
     tables.put(Table::Meta, meta::LAYOUT, layout.to_vec());
     tables.put(Table::Meta, meta::CORE_VERSION, store(&CORE_VERSION));
     Ok(true)
+}
+
+fn raise_core_version<T: Tables>(tables: &mut Overlay<T>, in_force: u32, version: u32) -> bool {
+    let next = in_force > 0 && version == in_force + 1 && version <= CORE_VERSION_MAX;
+    if next {
+        tables.put(Table::Meta, meta::CORE_VERSION, store(&version));
+    }
+    next
 }
 
 /// The new log time, if the readings are good and it moves.

@@ -472,6 +472,11 @@ pub fn login_user(tables: &impl Tables, name: &UserName) -> Result<Option<LoginU
     }))
 }
 
+/// The version of the state machine in force; 0 before there is a cluster.
+pub fn core_version(tables: &impl Tables) -> Result<u32, TableError> {
+    crate::apply::core_version(tables)
+}
+
 /// How many log entries there are.
 pub fn revision(tables: &impl Tables) -> Result<u64, TableError> {
     Ok(frontier(tables)?.size())

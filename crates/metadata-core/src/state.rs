@@ -10,8 +10,13 @@ use coffer_model::time::LogTime;
 
 use crate::tables::{Table, TableError, Tables};
 
-/// The version of everything in these tables; raised by an op once every voter supports it.
-pub const CORE_VERSION: u32 = 1;
+/// The latest version of the state machine that this software understands.
+pub const CORE_VERSION_MAX: u32 = 2;
+/// The version a new cluster begins with. A later one comes into force by an op, once every member
+/// understands it.
+pub const CORE_VERSION: u32 = CORE_VERSION_MAX;
+/// The version that brought the changes of descriptor and layout, orders, purge and sealed sessions.
+pub(crate) const CORE_VERSION_CHANGES: u32 = 2;
 
 /// Which op set a leaf.
 #[derive(

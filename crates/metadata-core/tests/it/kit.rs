@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use coffer_metadata_core::state::{Row, entry_key, load, staged_key};
+use coffer_metadata_core::state::{Row, entry_key, load, meta, staged_key};
 use coffer_metadata_core::{
     Command, MemoryTables, Overlay, Prepared, Reply, Table, apply, layout, query,
 };
@@ -21,7 +21,7 @@ use coffer_model::manifest::{self, CHANGES_MAX, Root, Slot, SlotChunk};
 use coffer_model::name::UserName;
 use coffer_model::object::{
     AttrsLeaf, Custody, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, LeafHash, Role,
-    SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
+    SealedSessionLeaf, SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op};
 use coffer_model::session::{Certificate, CertificateHash, SESSION_MS_MAX, Scope};
@@ -227,6 +227,14 @@ impl Cluster {
         let time = LogTime::from_unix_ms(ms);
         let signature = key.sign(Domain::ClockReading, &self.id, &encode(&(*member, time)));
         ClockReading { member: *member, time, signature }
+    }
+
+    /// The state as a release left it that knew version 1 only.
+    pub(crate) fn of_version_1(mut self) -> Self {
+        let mut overlay = Overlay::new(MemoryTables::default());
+        overlay.put(Table::Meta, meta::CORE_VERSION, encode(&1u32));
+        self.tables.write(overlay.into_changes());
+        self
     }
 
     pub(crate) fn tick(&mut self, readings: Vec<ClockReading>) {
@@ -503,6 +511,16 @@ impl Draft {
         })
     }
 
+    pub(crate) fn seal_session(
+        &mut self,
+        of: CertificateHash,
+        expected: Option<LeafHash>,
+        sealed: impl Into<Vec<u8>>,
+    ) -> &mut Self {
+        let leaf = SealedSessionLeaf { payload: self.blob(sealed) };
+        self.push(Op::SealSession { sealed: Change { key: of, expected, leaf } })
+    }
+
     pub(crate) fn close_session(&mut self, cluster: &Cluster, of: CertificateHash) -> &mut Self {
         let row = cluster.session(of).unwrap();
         let leaf = SessionLeaf { closed: true, ..row.leaf };
@@ -520,6 +538,7 @@ pub(crate) struct User {
     pub(crate) identity: Key,
     pub(crate) session: Key,
     pub(crate) certificate: CertificateHash,
+    pub(crate) custody: Custody,
     pub(crate) requests: u64,
 }
 
@@ -533,20 +552,29 @@ impl User {
             identity: Key::of(&format!("identity {name}")),
             session: Key::of(&format!("session {name}")),
             certificate: CertificateHash::from_hash(Hash::from_bytes([0; 32])),
+            custody: Custody::Local,
             requests: 0,
         }
     }
 
     /// Somebody who is registered and logged in.
     pub(crate) fn join(cluster: &mut Cluster, name: &str) -> Self {
-        let mut user = Self::newcomer(name);
+        Self::newcomer(name).joined(cluster)
+    }
+
+    /// The same for somebody whose keys are opened at a gateway.
+    pub(crate) fn join_at_gateway(cluster: &mut Cluster, name: &str) -> Self {
+        Self { custody: Custody::Gateway, ..Self::newcomer(name) }.joined(cluster)
+    }
+
+    fn joined(mut self, cluster: &mut Cluster) -> Self {
         let mut draft = Draft::new();
-        let registration = user.registration(&mut draft);
+        let registration = self.registration(&mut draft);
         draft.push(registration);
-        draft.push(user.login(cluster, 0));
-        let reply = cluster.submit(&user.by_identity(cluster, &draft));
+        draft.push(self.login(cluster, 0));
+        let reply = cluster.submit(&self.by_identity(cluster, &draft));
         assert_eq!(applied(&reply), 2, "{reply:?}");
-        user
+        self
     }
 
     pub(crate) fn registration(&self, draft: &mut Draft) -> Op {
@@ -555,7 +583,7 @@ impl User {
             identity: self.identity.public_key(),
             hpke: [9; 32],
             home: self.home,
-            custody: Custody::Local,
+            custody: self.custody,
             keyring: draft.blob(format!("keyring of {}", self.name)),
             keyring_epoch: 1,
             login_record: draft.blob(format!("login record of {}", self.name)),

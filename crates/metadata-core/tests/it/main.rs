@@ -10,6 +10,7 @@ mod listing;
 mod overlay;
 mod random;
 mod refusals;
+mod sealed;
 mod store;
 mod stories;
 mod system;

@@ -81,6 +81,24 @@ fn a_beginning_is_signed_by_its_administrators() {
     }
 }
 
+// -- the version of the state machine -------------------------------------------------------------
+
+#[test]
+fn a_version_comes_into_force_one_by_one() {
+    let mut cluster = Cluster::new();
+    assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
+    for version in [0, 1, 2, 3] {
+        check_ignored("not known", &mut cluster, SystemOp::CoreVersion { version });
+    }
+    let mut cluster = Cluster::new().of_version_1();
+    for version in [0, 1, 3] {
+        check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });
+    }
+    check_logged(&mut cluster, SystemOp::CoreVersion { version: 2 });
+    assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
+    check_ignored("the same again", &mut cluster, SystemOp::CoreVersion { version: 2 });
+}
+
 #[test]
 fn nothing_counts_before_the_beginning() {
     let mut cluster = Cluster::before_genesis(&ClusterOptions::usual());
@@ -88,6 +106,9 @@ fn nothing_counts_before_the_beginning() {
     check_ignored("a tick", &mut cluster, SystemOp::Tick { readings });
     let report = cluster.report(0, 1);
     check_ignored("a report", &mut cluster, report);
+    for version in [1, 2] {
+        check_ignored("a version", &mut cluster, SystemOp::CoreVersion { version });
+    }
 }
 
 // -- ticks ----------------------------------------------------------------------------------------
