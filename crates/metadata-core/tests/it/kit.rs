@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use coffer_metadata_core::state::{Row, entry_key, load, meta, staged_key};
+use coffer_metadata_core::state::{Layouts, Row, entry_key, load, meta, staged_key};
 use coffer_metadata_core::{
     Command, MemoryTables, Overlay, Prepared, Reply, Table, apply, layout, query,
 };
@@ -16,6 +16,7 @@ use coffer_model::hash::{Hash, payload_hash};
 use coffer_model::id::{
     ChunkId, ClusterId, InodeId, MemberId, NameTag, NodeId, PrincipalId, RequestId, WriteId,
 };
+use coffer_model::layout::Layout;
 use coffer_model::log::{ClockReading, NodeReport, SystemOp};
 use coffer_model::manifest::{self, CHANGES_MAX, Root, Slot, SlotChunk};
 use coffer_model::name::UserName;
@@ -25,6 +26,7 @@ use coffer_model::object::{
 };
 use coffer_model::op::{Base, Change, HeadChange, Op};
 use coffer_model::session::{Certificate, CertificateHash, SESSION_MS_MAX, Scope};
+use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
 use coffer_model::time::LogTime;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -182,7 +184,7 @@ impl Cluster {
                 .map(|(id, key)| Member {
                     id: *id,
                     key: key.public_key(),
-                    address: "member:1".to_owned(),
+                    address: format!("member:{}", id.as_u64()),
                 })
                 .collect(),
             nodes: storage_nodes.clone(),
@@ -275,6 +277,62 @@ impl Cluster {
         let report = encode(&report);
         let signature = key.sign(Domain::NodeReport, &self.id, &report);
         SystemOp::NodeReport { report, signature }
+    }
+
+    // -- changes of the cluster -----------------------------------------------------------------
+
+    /// The descriptor in force.
+    pub(crate) fn descriptor(&self) -> Descriptor {
+        let signed = query::descriptor(&self.tables).unwrap().unwrap();
+        let signed: SignedDescriptor = decode("descriptor", &signed).unwrap();
+        decode("descriptor", &signed.bytes).unwrap()
+    }
+
+    /// A good next descriptor with a change.
+    pub(crate) fn next_descriptor(&self, change: impl FnOnce(&mut Descriptor)) -> Descriptor {
+        let former = self.descriptor();
+        let hash = former.hash();
+        let mut next = Descriptor { number: former.number + 1, former: Some(hash), ..former };
+        change(&mut next);
+        next
+    }
+
+    pub(crate) fn change_descriptor(&mut self, change: impl FnOnce(&mut Descriptor)) {
+        let next = self.next_descriptor(change);
+        let signed = SignedDescriptor::next(&self.id, &next, &[&self.admin]);
+        self.system(SystemOp::NextDescriptor { descriptor: encode(&signed) });
+        assert_eq!(self.descriptor(), next);
+    }
+
+    /// Another storage node, in the descriptor.
+    pub(crate) fn add_node(&mut self) {
+        let word = format!("node {}", self.nodes.len() + 1);
+        let (id, key) = (NodeId::from_bytes(id16(&word)), Key::of(&word));
+        let node = StorageNode { id, key: key.public_key(), zone: String::new(), weight: 1 };
+        self.nodes.push((id, key));
+        self.change_descriptor(|next| next.nodes.push(node));
+    }
+
+    /// A layout by which every partition is at these nodes.
+    pub(crate) fn layout_on(&self, version: u64, nodes: &[usize]) -> Layout {
+        let ids = nodes.iter().map(|at| self.nodes[*at].0).collect();
+        let row: Vec<u16> = (0..nodes.len() as u16).collect();
+        Layout::new(version, 12, nodes.len() as u8, ids, row.repeat(4096)).unwrap()
+    }
+
+    pub(crate) fn next_layout(&self, layout: &Layout) -> SystemOp {
+        SystemOp::NextLayout { layout: layout.sign(&self.id, &self.admin) }
+    }
+
+    pub(crate) fn proof(&self, node: usize, layout: u64, position: u64) -> SystemOp {
+        let (node, key) = &self.nodes[node];
+        let proof = encode(&ShareProof { node: *node, layout, position });
+        let signature = key.sign(Domain::ShareProof, &self.id, &proof);
+        SystemOp::ShareProof { proof, signature }
+    }
+
+    pub(crate) fn layouts(&self) -> Layouts {
+        query::layouts(&self.tables).unwrap().unwrap()
     }
 
     // -- what stands now ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ mod invariants;
 mod kit;
 mod listing;
 mod overlay;
+mod placement;
 mod random;
 mod refusals;
 mod sealed;
