@@ -269,7 +269,8 @@ impl MemberService for Internal {
             let view = &confirmed.view;
             let layout = internal.layout(view)?;
             let (rows, next, more) =
-                query::feed(view, &layout, node, message.after, limit).map_err(store_failed)?;
+                query::feed(view, std::slice::from_ref(&*layout), node, message.after, limit)
+                    .map_err(store_failed)?;
             let row = |row: &coffer_model::log::ChunkRow| pb::FeedRow {
                 chunk_id: row.chunk.as_bytes().to_vec().into(),
                 length: row.length,

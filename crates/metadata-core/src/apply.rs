@@ -11,26 +11,24 @@ use coffer_model::bundle::{
     Payloads,
 };
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
-use coffer_model::encoding::{decode, encode};
 use coffer_model::hash::{Hash, payload_hash};
 use coffer_model::id::ClusterId;
-use coffer_model::layout::Layout;
-use coffer_model::log::{ClockReading, LogBody, LogEntry, NodeReport, SystemOp};
+use coffer_model::log::{LogBody, LogEntry};
 use coffer_model::manifest::Slot;
 use coffer_model::merkle::{Frontier, Tree, leaf_hash};
 use coffer_model::object::{SessionLeaf, UserLeaf};
 use coffer_model::op::{Op, Outcome, Rejection};
 use coffer_model::session::{CertificateHash, SESSION_MS_MAX};
-use coffer_model::signing::{Domain, Signature};
 use coffer_model::time::LogTime;
 
 use crate::command::{Prepared, Reply};
 use crate::state::{
-    CORE_VERSION, LoggedOp, OpRef, Repeat, Row, Usage, load, meta, op_key, repeat_key, store,
+    LoggedOp, OpRef, Repeat, Row, Usage, load, meta, op_key, parse, repeat_key, store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
 mod ops;
+mod system;
 pub(crate) mod tree;
 
 /// How many forgotten requests one bundle clears away, so that the table keeps up with its growth.
@@ -66,7 +64,7 @@ impl From<Rejection> for Stop {
 pub fn apply<T: Tables>(tables: &mut Overlay<T>, command: &Prepared) -> Result<Reply, CoreError> {
     match command {
         Prepared::System(op) => {
-            system(tables, op)?;
+            system::apply(tables, op)?;
             Ok(Reply::System)
         }
         Prepared::Refused(rejection) => Ok(Reply::Refused(rejection.clone())),
@@ -84,6 +82,7 @@ pub(crate) struct Context<'a> {
     pub(crate) blobs: BTreeMap<Hash, &'a [u8]>,
     pub(crate) slots: BTreeMap<u16, &'a [(u64, Slot)]>,
     pub(crate) time: LogTime,
+    pub(crate) core_version: u32,
     pub(crate) open_registration: bool,
 }
 
@@ -127,6 +126,7 @@ fn bundle_reply<T: Tables>(
         blobs: payloads.blobs.iter().map(|blob| (payload_hash(blob), blob.as_slice())).collect(),
         slots: payloads.slots.iter().map(|of| (of.op, of.changes.as_slice())).collect(),
         time,
+        core_version: core_version(tables)?,
         open_registration: descriptor.open_registration,
     };
     let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();
@@ -249,15 +249,25 @@ pub(crate) fn certificate_times_fit(issued: LogTime, expires: LogTime, time: Log
         && expires <= issued.plus_ms(SESSION_MS_MAX)
 }
 
-/// The descriptor and the cluster's id, once there is a cluster.
+/// The descriptor in force and the cluster's id, once there is a cluster.
 pub(crate) fn cluster(tables: &impl Tables) -> Result<Option<(Descriptor, ClusterId)>, TableError> {
-    let Some(signed) = load::<SignedDescriptor>(tables, Table::Meta, meta::DESCRIPTOR)? else {
-        return Ok(None);
-    };
-    let descriptor: Descriptor =
-        decode("descriptor", &signed.bytes).map_err(|error| TableError(error.to_string()))?;
-    let id = ClusterId::from_bytes(*descriptor.hash().as_bytes());
-    Ok(Some((descriptor, id)))
+    let Some(id) = load::<ClusterId>(tables, Table::Meta, meta::CLUSTER)? else { return Ok(None) };
+    let Some(signed) = descriptor(tables)? else { return Ok(None) };
+    let signed: SignedDescriptor = parse(Table::Descriptors, &signed)?;
+    Ok(Some((parse(Table::Descriptors, &signed.bytes)?, id)))
+}
+
+/// The signed descriptor in force, as it was proposed.
+pub(crate) fn descriptor(tables: &impl Tables) -> Result<Option<Vec<u8>>, TableError> {
+    match load::<u64>(tables, Table::Meta, meta::DESCRIPTOR_NUMBER)? {
+        None => tables.get(Table::Meta, meta::DESCRIPTOR),
+        Some(number) => tables.get(Table::Descriptors, &number.to_be_bytes()),
+    }
+}
+
+/// The version of the state machine in force; 0 before there is a cluster.
+pub(crate) fn core_version(tables: &impl Tables) -> Result<u32, TableError> {
+    Ok(load(tables, Table::Meta, meta::CORE_VERSION)?.unwrap_or(0))
 }
 
 fn append<T: Tables>(
@@ -270,102 +280,6 @@ fn append<T: Tables>(
     tables.put(Table::Log, &entry.sequence.to_be_bytes(), store(&entry));
     frontier.append(entry.leaf());
     tables.put(Table::Meta, meta::FRONTIER, store(frontier));
-}
-
-/// Applies a system op; one that does not check out changes nothing and is not logged.
-fn system<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result<(), TableError> {
-    let time = load(tables, Table::Meta, meta::TIME)?.unwrap_or(LogTime::ZERO);
-    let applied_at = match op {
-        SystemOp::Genesis { descriptor, layout } => {
-            genesis(tables, descriptor, layout)?.then_some(time)
-        }
-        SystemOp::Tick { readings } => tick(tables, readings, time)?,
-        SystemOp::NodeReport { report, signature } => {
-            node_report(tables, report, signature)?.then_some(time)
-        }
-        // Of a version of the state machine that is not in force.
-        SystemOp::CoreVersion { .. }
-        | SystemOp::NextDescriptor { .. }
-        | SystemOp::NextLayout { .. }
-        | SystemOp::ShareProof { .. }
-        | SystemOp::Order { .. }
-        | SystemOp::Purge { .. } => None,
-    };
-    if let Some(time) = applied_at {
-        let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();
-        append(tables, &mut frontier, time, LogBody::System(op.clone()));
-    }
-    Ok(())
-}
-
-fn genesis<T: Tables>(
-    tables: &mut Overlay<T>,
-    descriptor: &[u8],
-    layout: &[u8],
-) -> Result<bool, TableError> {
-    if tables.get(Table::Meta, meta::CLUSTER)?.is_some() {
-        return Ok(false);
-    }
-    let Ok(signed) = decode::<SignedDescriptor>("descriptor", descriptor) else { return Ok(false) };
-    let Ok((cluster, content)) = signed.verify_first(None) else { return Ok(false) };
-    if Layout::verify(layout, &cluster, &content.administrators).is_err() {
-        return Ok(false);
-    }
-    tables.put(Table::Meta, meta::CLUSTER, store(&cluster));
-    tables.put(Table::Meta, meta::DESCRIPTOR, descriptor.to_vec());
-    tables.put(Table::Meta, meta::LAYOUT, layout.to_vec());
-    tables.put(Table::Meta, meta::CORE_VERSION, store(&CORE_VERSION));
-    Ok(true)
-}
-
-/// The new log time, if the readings are good and it moves.
-fn tick<T: Tables>(
-    tables: &mut Overlay<T>,
-    readings: &[ClockReading],
-    time: LogTime,
-) -> Result<Option<LogTime>, TableError> {
-    let Some((descriptor, cluster)) = cluster(tables)? else { return Ok(None) };
-    if readings.len() > descriptor.members.len()
-        || readings.len() <= descriptor.members.len() / 2
-        || !readings.windows(2).all(|pair| pair[0].member < pair[1].member)
-    {
-        return Ok(None);
-    }
-    for reading in readings {
-        let bytes = encode(&(reading.member, reading.time));
-        let good = descriptor.member_key(reading.member).is_some_and(|key| {
-            key.verify(Domain::ClockReading, &cluster, &bytes, &reading.signature).is_ok()
-        });
-        if !good {
-            return Ok(None);
-        }
-    }
-    let mut times: Vec<LogTime> = readings.iter().map(|reading| reading.time).collect();
-    times.sort_unstable();
-    let median = times[(times.len() - 1) / 2];
-    if median <= time {
-        return Ok(None);
-    }
-    tables.put(Table::Meta, meta::TIME, store(&median));
-    Ok(Some(median))
-}
-
-fn node_report<T: Tables>(
-    tables: &mut Overlay<T>,
-    bytes: &[u8],
-    signature: &Signature,
-) -> Result<bool, TableError> {
-    let Some((descriptor, cluster)) = cluster(tables)? else { return Ok(false) };
-    let Ok(report) = decode::<NodeReport>("node report", bytes) else { return Ok(false) };
-    let signed = descriptor
-        .node_key(report.node)
-        .is_some_and(|key| key.verify(Domain::NodeReport, &cluster, bytes, signature).is_ok());
-    let former: Option<NodeReport> = load(tables, Table::Nodes, report.node.as_bytes())?;
-    if !signed || former.is_some_and(|former| former.number >= report.number) {
-        return Ok(false);
-    }
-    tables.put(Table::Nodes, report.node.as_bytes(), bytes.to_vec());
-    Ok(true)
 }
 
 impl Context<'_> {

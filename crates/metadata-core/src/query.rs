@@ -6,9 +6,8 @@ use std::cell::RefCell;
 use coffer_model::authorize::authorize;
 use coffer_model::bundle::OpProof;
 use coffer_model::hash::Hash;
-use coffer_model::id::{ChunkId, InodeId, NameTag, NodeId, PrincipalId};
-use coffer_model::layout::{Layout, Partition};
-use coffer_model::log::{ChunkRow, LogBody, LogEntry, NodeReport};
+use coffer_model::id::{ChunkId, InodeId, NameTag, PrincipalId};
+use coffer_model::log::{LogBody, LogEntry, NodeReport};
 use coffer_model::manifest::{self, ManifestError, Page, Pages};
 use coffer_model::merkle::Frontier;
 use coffer_model::name::UserName;
@@ -28,6 +27,13 @@ use crate::state::{
     staged_key, version_key,
 };
 use crate::tables::{Table, TableError, Tables};
+
+mod placement;
+
+pub use placement::{feed, feed_position, layouts, proofs, releasable, rows_of};
+
+/// The most successors of a descriptor in one answer.
+pub const SUCCESSORS_MAX: usize = 64;
 
 /// Why a question was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -472,6 +478,11 @@ pub fn login_user(tables: &impl Tables, name: &UserName) -> Result<Option<LoginU
     }))
 }
 
+/// The version of the state machine in force; 0 before there is a cluster.
+pub fn core_version(tables: &impl Tables) -> Result<u32, TableError> {
+    crate::apply::core_version(tables)
+}
+
 /// How many log entries there are.
 pub fn revision(tables: &impl Tables) -> Result<u64, TableError> {
     Ok(frontier(tables)?.size())
@@ -494,10 +505,23 @@ pub fn log_time(tables: &impl Tables) -> Result<LogTime, TableError> {
 /// A signed descriptor and a signed layout.
 pub type Genesis = (Vec<u8>, Vec<u8>);
 
-/// The signed descriptor and layout, once there is a cluster.
+/// The first signed descriptor and the layout in force, once there is a cluster.
 pub fn genesis(tables: &impl Tables) -> Result<Option<Genesis>, TableError> {
     let descriptor = tables.get(Table::Meta, meta::DESCRIPTOR)?;
     Ok(descriptor.zip(layout(tables)?))
+}
+
+/// The signed descriptor in force.
+pub fn descriptor(tables: &impl Tables) -> Result<Option<Vec<u8>>, TableError> {
+    crate::apply::descriptor(tables)
+}
+
+/// The signed descriptors after the one with this number, in order, at most [`SUCCESSORS_MAX`]; more
+/// come after as many.
+pub fn successors(tables: &impl Tables, after: u64) -> Result<Vec<Vec<u8>>, TableError> {
+    let from = after.saturating_add(1).to_be_bytes();
+    let rows = tables.scan(Table::Descriptors, &from, &[u8::MAX; 9], SUCCESSORS_MAX)?;
+    Ok(rows.into_iter().map(|(_, signed)| signed).collect())
 }
 
 /// The signed layout in force.
@@ -520,39 +544,4 @@ pub fn totals(tables: &impl Tables) -> Result<Totals, TableError> {
 /// What a home has used.
 pub fn usage(tables: &impl Tables, home: &InodeId) -> Result<Usage, TableError> {
     Ok(load(tables, Table::Usage, home.as_bytes())?.unwrap_or_default())
-}
-
-/// The rows of a node's partitions after a position, in order of commit; where to go on, and
-/// whether there is more now.
-pub fn feed(
-    tables: &impl Tables,
-    layout: &Layout,
-    node: NodeId,
-    after: u64,
-    limit: usize,
-) -> Result<(Vec<ChunkRow>, u64, bool), TableError> {
-    let from = after.saturating_add(1).to_be_bytes();
-    let scanned = tables.scan(Table::Feed, &from, &[u8::MAX; 9], limit)?;
-    let more = scanned.len() == limit;
-    let mut next = after;
-    let mut rows = Vec::new();
-    for (key, value) in scanned {
-        let key: [u8; 8] = key
-            .as_slice()
-            .try_into()
-            .map_err(|_| TableError("a feed position has 8 bytes".to_owned()))?;
-        next = u64::from_be_bytes(key);
-        let row: ChunkRow = parse(Table::Feed, &value)?;
-        if layout.holds(node, Partition::of(&row.chunk, layout.partition_bits())) {
-            rows.push(row);
-        }
-    }
-    Ok((rows, next, more))
-}
-
-/// The descriptor in force; none before there is a cluster.
-pub fn descriptor(
-    tables: &impl Tables,
-) -> Result<Option<coffer_model::descriptor::Descriptor>, TableError> {
-    Ok(crate::apply::cluster(tables)?.map(|(descriptor, _)| descriptor))
 }

@@ -3,15 +3,22 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use coffer_model::bundle::Outcomes;
 use coffer_model::encoding::{decode, encode};
-use coffer_model::id::{ChunkId, InodeId, PrincipalId, RequestId};
+use coffer_model::id::{ChunkId, InodeId, NodeId, PrincipalId, RequestId};
+use coffer_model::layout::Layout;
 use coffer_model::merkle::TreeHash;
 use coffer_model::object::{EntryKey, Kind, LeafHash, StagedKey};
+use coffer_model::share::ShareProof;
 use coffer_model::time::LogTime;
 
 use crate::tables::{Table, TableError, Tables};
 
-/// The version of everything in these tables; raised by an op once every voter supports it.
-pub const CORE_VERSION: u32 = 1;
+/// The latest version of the state machine that this software understands.
+pub const CORE_VERSION_MAX: u32 = 2;
+/// The version a new cluster begins with. A later one comes into force by an op, once every member
+/// understands it.
+pub const CORE_VERSION: u32 = CORE_VERSION_MAX;
+/// The version that brought the changes of descriptor and layout, orders, purge and sealed sessions.
+pub(crate) const CORE_VERSION_CHANGES: u32 = 2;
 
 /// Which op set a leaf.
 #[derive(
@@ -87,19 +94,73 @@ pub struct Repeat {
     pub revision: u64,
 }
 
+/// The most layouts before the one in force that can wait to be retired.
+pub const FORMER_LAYOUTS_MAX: usize = 8;
+
+/// The layouts by which nodes hold chunks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layouts {
+    /// As they were proposed: the one in force, then the former ones, newest first.
+    pub signed: Vec<Vec<u8>>,
+    /// The same, read; never empty.
+    pub layouts: Vec<Layout>,
+    /// The last feed position given when the first of them came into force.
+    pub since: u64,
+}
+
+impl Layouts {
+    /// Reads them, once there is a cluster.
+    pub fn load(tables: &impl Tables) -> Result<Option<Self>, TableError> {
+        let Some(current) = tables.get(Table::Meta, meta::LAYOUT)? else { return Ok(None) };
+        let former: Vec<Vec<u8>> =
+            load(tables, Table::Meta, meta::FORMER_LAYOUTS)?.unwrap_or_default();
+        let mut signed = vec![current];
+        signed.extend(former);
+        let read = |signed: &Vec<u8>| {
+            Layout::of_checked(signed).map_err(|error| TableError(error.to_string()))
+        };
+        let layouts = signed.iter().map(read).collect::<Result<_, _>>()?;
+        let since = load(tables, Table::Meta, meta::LAYOUT_SINCE)?.unwrap_or(0);
+        Ok(Some(Self { signed, layouts, since }))
+    }
+
+    /// The layout in force.
+    pub fn in_force(&self) -> &Layout {
+        &self.layouts[0]
+    }
+
+    /// Those before it that are not retired, newest first.
+    pub fn former(&self) -> &[Layout] {
+        &self.layouts[1..]
+    }
+
+    /// The feed position up to which `node` has proven its share of the layout in force.
+    pub fn proven(&self, tables: &impl Tables, node: NodeId) -> Result<Option<u64>, TableError> {
+        let proof: Option<ShareProof> = load(tables, Table::Proofs, node.as_bytes())?;
+        let of_this = proof.filter(|proof| proof.layout == self.in_force().version());
+        Ok(of_this.map(|proof| proof.position))
+    }
+}
+
 /// Keys of [`Table::Meta`].
 pub mod meta {
     /// Cluster id.
     pub const CLUSTER: &[u8] = b"cluster";
-    /// Encoding of the signed descriptor.
+    /// Encoding of the first signed descriptor.
     pub const DESCRIPTOR: &[u8] = b"descriptor";
+    /// Number of the descriptor in force; absent while that is the first one.
+    pub const DESCRIPTOR_NUMBER: &[u8] = b"descriptor_number";
     /// The signed layout in force.
     pub const LAYOUT: &[u8] = b"layout";
+    /// The signed layouts before it that are not retired, newest first; absent if there are none.
+    pub const FORMER_LAYOUTS: &[u8] = b"former_layouts";
+    /// The last feed position given when the layout in force came into force; absent for the first.
+    pub const LAYOUT_SINCE: &[u8] = b"layout_since";
     /// Log time.
     pub const TIME: &[u8] = b"time";
     /// Frontier of the log's tree; its size is the sequence.
     pub const FRONTIER: &[u8] = b"frontier";
-    /// The next feed position.
+    /// The last feed position given. It never falls: a position means one row for ever.
     pub const FEED: &[u8] = b"feed";
     /// Totals over all homes.
     pub const TOTAL: &[u8] = b"total";

@@ -1,6 +1,8 @@
 //! Placement: chunk-id space is cut into partitions, and a versioned table says which storage nodes
 //! hold each partition, in order. Where a chunk lies is computed, never stored.
 
+use std::collections::BTreeSet;
+
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::encoding::{Malformed, decode, encode};
@@ -129,6 +131,18 @@ impl Layout {
         self.holders(Partition::of(chunk, self.partition_bits))
     }
 
+    /// The nodes that hold any partition, ascending.
+    pub fn holders_all(&self) -> BTreeSet<NodeId> {
+        let used: BTreeSet<u16> = self.table.iter().copied().collect();
+        used.into_iter().map(|index| self.nodes[usize::from(index)]).collect()
+    }
+
+    /// All partitions, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = Partition> + use<> {
+        (0..1u32 << self.partition_bits)
+            .map(|number| Partition(u16::try_from(number).expect("there are at most 2^16")))
+    }
+
     /// Whether `node` is a holder of `partition`.
     pub fn holds(&self, node: NodeId, partition: Partition) -> bool {
         self.holders(partition).any(|holder| holder == node)
@@ -152,6 +166,15 @@ impl Layout {
             .iter()
             .find(|key| key.verify(Domain::Layout, cluster, &bytes, &signature).is_ok())
             .ok_or(LayoutError::Signature)?;
+        let layout: Self = decode("layout", &bytes)?;
+        layout.check()?;
+        Ok(layout)
+    }
+
+    /// Reads a signed layout whose signature was checked before it was kept: the administrators of
+    /// that time may be others by now.
+    pub fn of_checked(signed: &[u8]) -> Result<Self, LayoutError> {
+        let (bytes, _): (Vec<u8>, Signature) = decode("layout", signed)?;
         let layout: Self = decode("layout", &bytes)?;
         layout.check()?;
         Ok(layout)

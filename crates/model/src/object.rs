@@ -18,6 +18,8 @@ use crate::signing::PublicKey;
 pub const WRAP_BYTES_MAX: usize = 256;
 /// The most members one vault lists.
 pub const VAULT_MEMBERS_MAX: usize = 1024;
+/// The longest sealed keys of a session: a user's keyring is a few hundred bytes.
+pub const SEALED_SESSION_BYTES_MAX: usize = 4096;
 
 /// What an object is called.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize)]

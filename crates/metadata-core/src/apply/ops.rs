@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use coffer_model::authorize::authorize;
+use coffer_model::bundle::Author;
 use coffer_model::hash::Hash;
 use coffer_model::id::InodeId;
 use coffer_model::log::ChunkRow;
@@ -11,18 +12,19 @@ use coffer_model::manifest::{
 };
 use coffer_model::name::{PATH_DEPTH_MAX, UserName};
 use coffer_model::object::{
-    AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object, Role,
-    SessionLeaf, StagedLeaf, UserLeaf, VAULT_MEMBERS_MAX, VaultLeaf, WRAP_BYTES_MAX,
+    AttrsLeaf, Custody, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object,
+    Role, SEALED_SESSION_BYTES_MAX, SealedSessionLeaf, SessionLeaf, StagedLeaf, UserLeaf,
+    VAULT_MEMBERS_MAX, VaultLeaf, WRAP_BYTES_MAX,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op, Rejection, Rule};
 use coffer_model::session::CertificateHash;
 use coffer_model::time::LogTime;
 
 use crate::apply::tree::{directory, inode_state, live_place};
-use crate::apply::{Context, Stop, certificate_times_fit, charge};
+use crate::apply::{Context, Stop, certificate_times_fit, charge, open_session};
 use crate::state::{
-    InodeState, OpRef, Row, Usage, entry_key, load, meta, page_key, row_key, staged_key, store,
-    trash_key, version_key,
+    CORE_VERSION_CHANGES, InodeState, OpRef, Row, Usage, entry_key, load, meta, page_key, row_key,
+    staged_key, store, trash_key, version_key,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -51,7 +53,7 @@ pub(crate) fn apply<T: Tables>(
         Op::Rename { from, to } => step.rename(from, to)?,
         Op::Remove { entry, only_empty } => step.remove(entry, *only_empty)?,
         Op::Undelete { entry } => step.undelete(entry)?,
-        Op::SealSession { .. } => return Err(invalid(Rule::LaterVersion)),
+        Op::SealSession { sealed } => step.seal_session(sealed)?,
     }
     Ok(step.charged)
 }
@@ -260,7 +262,50 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if !session.leaf.closed || session.leaf.certificate != row.leaf.certificate {
             return Err(invalid(Rule::SessionClosing));
         }
-        self.put_session(session)
+        self.put_session(session)?;
+        self.tables.delete(Table::SealedSessions, key);
+        Ok(())
+    }
+
+    fn seal_session(
+        &mut self,
+        sealed: &Change<CertificateHash, SealedSessionLeaf>,
+    ) -> Result<(), Stop> {
+        if self.context.core_version < CORE_VERSION_CHANGES {
+            return Err(invalid(Rule::LaterVersion));
+        }
+        let header = self.context.header;
+        let name = self
+            .tables
+            .get(Table::Principals, header.principal.as_bytes())?
+            .ok_or(Rejection::NotFound)?;
+        let user: Row<UserLeaf> =
+            load(self.tables, Table::Users, &name)?.ok_or(Rejection::NotFound)?;
+        // An op before this one in the bundle may have closed the session.
+        let own = header.author == Author::Session(sealed.key)
+            && open_session(self.tables, &sealed.key, self.context.time)?.is_some();
+        if !own || user.leaf.custody != Custody::Gateway {
+            return Err(invalid(Rule::SealedSession));
+        }
+        let key = sealed.key.as_hash().as_bytes();
+        let current: Option<Row<SealedSessionLeaf>> =
+            load(self.tables, Table::SealedSessions, key)?;
+        let object = Object::SealedSession(sealed.key);
+        expect(object.clone(), current.as_ref(), sealed.expected)?;
+        let payload = self.context.payload(&sealed.leaf.payload, None)?;
+        if payload.len() > SEALED_SESSION_BYTES_MAX {
+            return Err(invalid(Rule::SealedSession));
+        }
+        let row = self.row(
+            object,
+            sealed.expected,
+            &sealed.leaf,
+            Leaf::SealedSession,
+            payload,
+            Vec::new(),
+        );
+        self.tables.put(Table::SealedSessions, key, store(&row));
+        Ok(())
     }
 
     fn put_session(&mut self, session: &Change<CertificateHash, SessionLeaf>) -> Result<(), Stop> {

@@ -245,7 +245,7 @@ fn other_encodings_of_the_same_are_refused() {
         ("nothing", Vec::new()),
         ("an option that is neither there nor not", with(&create, at_option, 2)),
         ("a truth value that is neither", with(&remove, only_empty, 2)),
-        ("a verb that does not exist", with(&create, 0, 11)),
+        ("a verb that does not exist", with(&create, 0, 12)),
         ("a verb from far away", with(&create, 0, 255)),
         ("a kind that does not exist", with(&create, at_option + 1 + 16, 5)),
         ("trailing bytes", long),

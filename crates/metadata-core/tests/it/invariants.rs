@@ -14,8 +14,8 @@ use coffer_model::manifest::{self, Page};
 use coffer_model::merkle::{Frontier, Tree, TreeHash, leaf_hash, root};
 use coffer_model::name::{PATH_DEPTH_MAX, UserName};
 use coffer_model::object::{
-    AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, Object, SessionLeaf,
-    StagedKey, StagedLeaf, UserLeaf, VaultLeaf,
+    AttrsLeaf, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, Object, SealedSessionLeaf,
+    SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf,
 };
 use coffer_model::session::CertificateHash;
 
@@ -36,6 +36,7 @@ struct State {
     vaults: BTreeMap<InodeId, Row<VaultLeaf>>,
     users: BTreeMap<UserName, Row<UserLeaf>>,
     sessions: BTreeMap<CertificateHash, Row<SessionLeaf>>,
+    sealed: BTreeMap<CertificateHash, Row<SealedSessionLeaf>>,
     staged: BTreeMap<StagedKey, Row<StagedLeaf>>,
     pages: BTreeMap<(InodeId, Hash), Vec<u8>>,
     rows: BTreeMap<u64, ChunkRow>,
@@ -100,6 +101,9 @@ impl State {
                 std::str::from_utf8(key).unwrap().parse().unwrap()
             }),
             sessions: table(tables, Table::Sessions, |key| CertificateHash::from_hash(hash(key))),
+            sealed: table(tables, Table::SealedSessions, |key| {
+                CertificateHash::from_hash(hash(key))
+            }),
             staged: table(tables, Table::Staged, |key| StagedKey {
                 inode: inode(&key[..16]),
                 write: WriteId::try_from(&key[16..]).unwrap(),
@@ -174,6 +178,12 @@ impl Checker {
         for (certificate, row) in &state.sessions {
             self.proven(tables, state, &Object::Session(*certificate), row, Leaf::Session);
             assert_eq!(row.leaf.certificate.certificate.hash(), *certificate);
+        }
+        for (certificate, row) in &state.sealed {
+            let object = Object::SealedSession(*certificate);
+            self.proven(tables, state, &object, row, Leaf::SealedSession);
+            assert_eq!(payload_hash(&row.payload), row.leaf.payload);
+            assert!(!state.sessions[certificate].leaf.closed, "sealed keys of a closed session");
         }
         for (key, row) in &state.staged {
             self.proven(tables, state, &Object::Staged(*key), row, Leaf::Staged);

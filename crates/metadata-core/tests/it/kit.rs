@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use coffer_metadata_core::state::{Row, entry_key, load, staged_key};
+use coffer_metadata_core::state::{Layouts, Row, entry_key, load, meta, staged_key};
 use coffer_metadata_core::{
     Command, MemoryTables, Overlay, Prepared, Reply, Table, apply, layout, query,
 };
@@ -16,15 +16,17 @@ use coffer_model::hash::{Hash, payload_hash};
 use coffer_model::id::{
     ChunkId, ClusterId, InodeId, MemberId, NameTag, NodeId, PrincipalId, RequestId, WriteId,
 };
+use coffer_model::layout::Layout;
 use coffer_model::log::{ClockReading, NodeReport, SystemOp};
 use coffer_model::manifest::{self, CHANGES_MAX, Root, Slot, SlotChunk};
 use coffer_model::name::UserName;
 use coffer_model::object::{
     AttrsLeaf, Custody, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, LeafHash, Role,
-    SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
+    SealedSessionLeaf, SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op};
 use coffer_model::session::{Certificate, CertificateHash, SESSION_MS_MAX, Scope};
+use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
 use coffer_model::time::LogTime;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -182,7 +184,7 @@ impl Cluster {
                 .map(|(id, key)| Member {
                     id: *id,
                     key: key.public_key(),
-                    address: "member:1".to_owned(),
+                    address: format!("member:{}", id.as_u64()),
                 })
                 .collect(),
             nodes: storage_nodes.clone(),
@@ -229,6 +231,14 @@ impl Cluster {
         ClockReading { member: *member, time, signature }
     }
 
+    /// The state as a release left it that knew version 1 only.
+    pub(crate) fn of_version_1(mut self) -> Self {
+        let mut overlay = Overlay::new(MemoryTables::default());
+        overlay.put(Table::Meta, meta::CORE_VERSION, encode(&1u32));
+        self.tables.write(overlay.into_changes());
+        self
+    }
+
     pub(crate) fn tick(&mut self, readings: Vec<ClockReading>) {
         self.system(SystemOp::Tick { readings });
     }
@@ -267,6 +277,62 @@ impl Cluster {
         let report = encode(&report);
         let signature = key.sign(Domain::NodeReport, &self.id, &report);
         SystemOp::NodeReport { report, signature }
+    }
+
+    // -- changes of the cluster -----------------------------------------------------------------
+
+    /// The descriptor in force.
+    pub(crate) fn descriptor(&self) -> Descriptor {
+        let signed = query::descriptor(&self.tables).unwrap().unwrap();
+        let signed: SignedDescriptor = decode("descriptor", &signed).unwrap();
+        decode("descriptor", &signed.bytes).unwrap()
+    }
+
+    /// A good next descriptor with a change.
+    pub(crate) fn next_descriptor(&self, change: impl FnOnce(&mut Descriptor)) -> Descriptor {
+        let former = self.descriptor();
+        let hash = former.hash();
+        let mut next = Descriptor { number: former.number + 1, former: Some(hash), ..former };
+        change(&mut next);
+        next
+    }
+
+    pub(crate) fn change_descriptor(&mut self, change: impl FnOnce(&mut Descriptor)) {
+        let next = self.next_descriptor(change);
+        let signed = SignedDescriptor::next(&self.id, &next, &[&self.admin]);
+        self.system(SystemOp::NextDescriptor { descriptor: encode(&signed) });
+        assert_eq!(self.descriptor(), next);
+    }
+
+    /// Another storage node, in the descriptor.
+    pub(crate) fn add_node(&mut self) {
+        let word = format!("node {}", self.nodes.len() + 1);
+        let (id, key) = (NodeId::from_bytes(id16(&word)), Key::of(&word));
+        let node = StorageNode { id, key: key.public_key(), zone: String::new(), weight: 1 };
+        self.nodes.push((id, key));
+        self.change_descriptor(|next| next.nodes.push(node));
+    }
+
+    /// A layout by which every partition is at these nodes.
+    pub(crate) fn layout_on(&self, version: u64, nodes: &[usize]) -> Layout {
+        let ids = nodes.iter().map(|at| self.nodes[*at].0).collect();
+        let row: Vec<u16> = (0..nodes.len() as u16).collect();
+        Layout::new(version, 12, nodes.len() as u8, ids, row.repeat(4096)).unwrap()
+    }
+
+    pub(crate) fn next_layout(&self, layout: &Layout) -> SystemOp {
+        SystemOp::NextLayout { layout: layout.sign(&self.id, &self.admin) }
+    }
+
+    pub(crate) fn proof(&self, node: usize, layout: u64, position: u64) -> SystemOp {
+        let (node, key) = &self.nodes[node];
+        let proof = encode(&ShareProof { node: *node, layout, position });
+        let signature = key.sign(Domain::ShareProof, &self.id, &proof);
+        SystemOp::ShareProof { proof, signature }
+    }
+
+    pub(crate) fn layouts(&self) -> Layouts {
+        query::layouts(&self.tables).unwrap().unwrap()
     }
 
     // -- what stands now ------------------------------------------------------------------------
@@ -503,6 +569,16 @@ impl Draft {
         })
     }
 
+    pub(crate) fn seal_session(
+        &mut self,
+        of: CertificateHash,
+        expected: Option<LeafHash>,
+        sealed: impl Into<Vec<u8>>,
+    ) -> &mut Self {
+        let leaf = SealedSessionLeaf { payload: self.blob(sealed) };
+        self.push(Op::SealSession { sealed: Change { key: of, expected, leaf } })
+    }
+
     pub(crate) fn close_session(&mut self, cluster: &Cluster, of: CertificateHash) -> &mut Self {
         let row = cluster.session(of).unwrap();
         let leaf = SessionLeaf { closed: true, ..row.leaf };
@@ -520,6 +596,7 @@ pub(crate) struct User {
     pub(crate) identity: Key,
     pub(crate) session: Key,
     pub(crate) certificate: CertificateHash,
+    pub(crate) custody: Custody,
     pub(crate) requests: u64,
 }
 
@@ -533,20 +610,29 @@ impl User {
             identity: Key::of(&format!("identity {name}")),
             session: Key::of(&format!("session {name}")),
             certificate: CertificateHash::from_hash(Hash::from_bytes([0; 32])),
+            custody: Custody::Local,
             requests: 0,
         }
     }
 
     /// Somebody who is registered and logged in.
     pub(crate) fn join(cluster: &mut Cluster, name: &str) -> Self {
-        let mut user = Self::newcomer(name);
+        Self::newcomer(name).joined(cluster)
+    }
+
+    /// The same for somebody whose keys are opened at a gateway.
+    pub(crate) fn join_at_gateway(cluster: &mut Cluster, name: &str) -> Self {
+        Self { custody: Custody::Gateway, ..Self::newcomer(name) }.joined(cluster)
+    }
+
+    fn joined(mut self, cluster: &mut Cluster) -> Self {
         let mut draft = Draft::new();
-        let registration = user.registration(&mut draft);
+        let registration = self.registration(&mut draft);
         draft.push(registration);
-        draft.push(user.login(cluster, 0));
-        let reply = cluster.submit(&user.by_identity(cluster, &draft));
+        draft.push(self.login(cluster, 0));
+        let reply = cluster.submit(&self.by_identity(cluster, &draft));
         assert_eq!(applied(&reply), 2, "{reply:?}");
-        user
+        self
     }
 
     pub(crate) fn registration(&self, draft: &mut Draft) -> Op {
@@ -555,7 +641,7 @@ impl User {
             identity: self.identity.public_key(),
             hpke: [9; 32],
             home: self.home,
-            custody: Custody::Local,
+            custody: self.custody,
             keyring: draft.blob(format!("keyring of {}", self.name)),
             keyring_epoch: 1,
             login_record: draft.blob(format!("login record of {}", self.name)),

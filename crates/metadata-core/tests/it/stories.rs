@@ -300,7 +300,8 @@ fn a_node_follows_the_rows_of_its_partitions() {
             let (mut found, mut after) = (Vec::new(), 0);
             loop {
                 let (rows, next, more) =
-                    query::feed(&cluster.tables, &layout, node, after, limit).unwrap();
+                    query::feed(&cluster.tables, std::slice::from_ref(&layout), node, after, limit)
+                        .unwrap();
                 assert!(next >= after);
                 found.extend(rows);
                 after = next;
@@ -310,9 +311,11 @@ fn a_node_follows_the_rows_of_its_partitions() {
             }
             assert_eq!((found, after), (expected.clone(), 50), "{limit} at a time");
         }
-        let nothing = query::feed(&cluster.tables, &layout, node, 50, 9).unwrap();
+        let nothing =
+            query::feed(&cluster.tables, std::slice::from_ref(&layout), node, 50, 9).unwrap();
         assert_eq!(nothing, (Vec::new(), 50, false));
-        let beyond = query::feed(&cluster.tables, &layout, node, u64::MAX, 9).unwrap();
+        let beyond =
+            query::feed(&cluster.tables, std::slice::from_ref(&layout), node, u64::MAX, 9).unwrap();
         assert_eq!(beyond, (Vec::new(), u64::MAX, false));
         everything.extend(expected);
     }

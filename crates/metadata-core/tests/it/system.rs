@@ -11,13 +11,13 @@ use coffer_model::time::LogTime;
 use crate::invariants::Checker;
 use crate::kit::{Cluster, ClusterOptions, Key, START_MS};
 
-fn check_ignored(what: &str, cluster: &mut Cluster, op: SystemOp) {
+pub(crate) fn check_ignored(what: &str, cluster: &mut Cluster, op: SystemOp) {
     let before = cluster.tables.clone();
     assert_eq!(cluster.apply(&Command::System(op)), Reply::System);
     assert_eq!(cluster.tables, before, "{what}: changed something");
 }
 
-fn check_logged(cluster: &mut Cluster, op: SystemOp) {
+pub(crate) fn check_logged(cluster: &mut Cluster, op: SystemOp) {
     let revision = cluster.revision();
     cluster.system(op);
     assert_eq!(cluster.revision(), revision + 1);
@@ -81,6 +81,24 @@ fn a_beginning_is_signed_by_its_administrators() {
     }
 }
 
+// -- the version of the state machine -------------------------------------------------------------
+
+#[test]
+fn a_version_comes_into_force_one_by_one() {
+    let mut cluster = Cluster::new();
+    assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
+    for version in [0, 1, 2, 3] {
+        check_ignored("not known", &mut cluster, SystemOp::CoreVersion { version });
+    }
+    let mut cluster = Cluster::new().of_version_1();
+    for version in [0, 1, 3] {
+        check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });
+    }
+    check_logged(&mut cluster, SystemOp::CoreVersion { version: 2 });
+    assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
+    check_ignored("the same again", &mut cluster, SystemOp::CoreVersion { version: 2 });
+}
+
 #[test]
 fn nothing_counts_before_the_beginning() {
     let mut cluster = Cluster::before_genesis(&ClusterOptions::usual());
@@ -88,6 +106,9 @@ fn nothing_counts_before_the_beginning() {
     check_ignored("a tick", &mut cluster, SystemOp::Tick { readings });
     let report = cluster.report(0, 1);
     check_ignored("a report", &mut cluster, report);
+    for version in [1, 2] {
+        check_ignored("a version", &mut cluster, SystemOp::CoreVersion { version });
+    }
 }
 
 // -- ticks ----------------------------------------------------------------------------------------
@@ -203,6 +224,110 @@ fn a_tick_that_does_not_check_out_is_ignored() {
     check_logged(&mut cluster, SystemOp::Tick { readings: pick(&[0, 2, 4]) });
     // The same readings once more take it nowhere.
     check_ignored("a replay", &mut cluster, SystemOp::Tick { readings: pick(&[0, 2, 4]) });
+}
+
+// -- the next descriptor --------------------------------------------------------------------------
+
+#[test]
+fn each_descriptor_is_signed_by_the_one_before() {
+    let mut cluster = Cluster::new();
+    let first = cluster.descriptor();
+    let other = Key::of("another administrator");
+    cluster.change_descriptor(|next| next.administrators = vec![other.public_key()]);
+    let refused = SignedDescriptor::next(
+        &cluster.id,
+        &cluster.next_descriptor(|next| next.open_registration = false),
+        &[&cluster.admin],
+    );
+    let op = SystemOp::NextDescriptor { descriptor: encode(&refused) };
+    check_ignored("by an administrator of before", &mut cluster, op);
+    cluster.admin = other;
+    cluster.change_descriptor(|next| next.open_registration = false);
+    assert_eq!(cluster.descriptor().number, 2);
+    Checker::new(cluster.id).check(&cluster.tables);
+
+    let (genesis, _) = query::genesis(&cluster.tables).unwrap().unwrap();
+    let signed: SignedDescriptor = decode("descriptor", &genesis).unwrap();
+    let (id, content) = signed.verify_first(Some(cluster.id)).unwrap();
+    assert_eq!((id, &content), (cluster.id, &first));
+    let mut last = content;
+    for bytes in query::successors(&cluster.tables, 0).unwrap() {
+        let signed: SignedDescriptor = decode("descriptor", &bytes).unwrap();
+        last = signed.verify_next(&cluster.id, &last).unwrap();
+    }
+    assert_eq!(last, cluster.descriptor());
+    assert_eq!(query::successors(&cluster.tables, 1).unwrap().len(), 1);
+    assert_eq!(query::successors(&cluster.tables, 2).unwrap(), Vec::<Vec<u8>>::new());
+    assert_eq!(query::successors(&cluster.tables, u64::MAX).unwrap(), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn successors_are_given_64_at_a_time() {
+    let mut cluster = Cluster::new();
+    for _ in 0..70 {
+        cluster.change_descriptor(|_| {});
+    }
+    let successors = |after| query::successors(&cluster.tables, after).unwrap().len();
+    assert_eq!((successors(0), successors(64), successors(69)), (64, 6, 1));
+}
+
+#[test]
+fn a_descriptor_that_does_not_follow_is_ignored() {
+    let base = Cluster::new();
+    let mallory = Key::of("mallory");
+    let sign = |cluster: &ClusterId, change: &dyn Fn(&mut Descriptor), by: &Key| {
+        encode(&SignedDescriptor::next(cluster, &base.next_descriptor(change), &[by]))
+    };
+    let good = sign(&base.id, &|_| {}, &base.admin);
+    let mut long = good.clone();
+    long.push(0);
+    let other = ClusterId::from_bytes([1; 32]);
+    let rows: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing", Vec::new()),
+        ("trailing bytes", long),
+        ("by somebody else", sign(&base.id, &|_| {}, &mallory)),
+        ("for another cluster", sign(&other, &|_| {}, &base.admin)),
+        ("the number after the next", sign(&base.id, &|next| next.number = 2, &base.admin)),
+        ("after another one", sign(&base.id, &|next| next.former = None, &base.admin)),
+        ("no members", sign(&base.id, &|next| next.members.clear(), &base.admin)),
+        ("no administrators", sign(&base.id, &|next| next.administrators.clear(), &base.admin)),
+        ("another key of a node", {
+            sign(&base.id, &|next| next.nodes[0].key = mallory.public_key(), &base.admin)
+        }),
+    ];
+    for (what, descriptor) in rows {
+        check_ignored(what, &mut base.clone(), SystemOp::NextDescriptor { descriptor });
+    }
+    let op = SystemOp::NextDescriptor { descriptor: good };
+    check_ignored("version 1", &mut base.clone().of_version_1(), op.clone());
+    let mut cluster = base.clone();
+    check_logged(&mut cluster, op.clone());
+    check_ignored("the same again", &mut cluster, op);
+}
+
+/// Members, nodes and registration are as the descriptor in force says.
+#[test]
+fn what_counts_is_the_descriptor_in_force() {
+    let mut cluster = Cluster::new();
+    let report = cluster.report(2, 1);
+    cluster.change_descriptor(|next| {
+        next.nodes.remove(2);
+        next.members.truncate(1);
+        next.open_registration = false;
+    });
+    check_ignored("a node that went", &mut cluster, report);
+    let later = START_MS + 1;
+    let all = (0..3).map(|member| cluster.reading(member, later)).collect();
+    check_ignored("members that went", &mut cluster, SystemOp::Tick { readings: all });
+    let one = vec![cluster.reading(0, later)];
+    check_logged(&mut cluster, SystemOp::Tick { readings: one });
+    let mut late = crate::kit::User::newcomer("late");
+    let mut draft = crate::kit::Draft::new();
+    let registration = late.registration(&mut draft);
+    draft.push(registration);
+    let reply = cluster.submit(&late.by_identity(&cluster, &draft));
+    let Reply::Bundle { outcomes, .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(outcomes, [Err(coffer_model::op::Rejection::InviteRequired)]);
 }
 
 // -- node reports ---------------------------------------------------------------------------------
