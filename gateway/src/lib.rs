@@ -7,6 +7,7 @@
 //! Who may do what is not decided here. Members check sessions, nodes check tickets; the gateway
 //! only turns away callers whose session proof does not verify, before they cost anything.
 
+mod admin;
 mod chunks;
 mod cluster;
 mod config;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coffer_model::descriptor::{DescriptorError, SignedDescriptor};
 use coffer_model::encoding::{Malformed, decode};
 use coffer_proto::MESSAGE_BYTES_MAX;
+use coffer_proto::v1::admin_service_server::AdminServiceServer;
 use coffer_proto::v1::chunk_service_server::ChunkServiceServer;
 use coffer_proto::v1::cluster_service_server::ClusterServiceServer;
 use coffer_proto::v1::directory_service_server::DirectoryServiceServer;
@@ -114,6 +115,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
         .add_service(directory)
         .add_service(chunks)
         .add_service(LoginServiceServer::from_arc(Arc::clone(&members)))
+        .add_service(AdminServiceServer::from_arc(Arc::clone(&members)))
         .add_service(ClusterServiceServer::from_arc(members));
     tracing::info!(address = %config.listen, cluster = %cluster_id, "gateway serving");
     let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };

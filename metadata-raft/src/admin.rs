@@ -2,6 +2,7 @@
 //! session: what is not theirs is refused here, before it costs a place in the log, and once more by
 //! every replica.
 
+use coffer_metadata_core::state::FORMER_LAYOUTS_MAX;
 use coffer_metadata_core::{Command, TableError, query};
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::decode;
@@ -20,6 +21,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::access::{Door, Route, invalid, reading, store_failed};
 use crate::batch::Proposer;
 use crate::group::latest_descriptor;
+use crate::placement::layouts;
 use crate::reads::Reads;
 use crate::store::View;
 
@@ -116,7 +118,7 @@ impl AdminService for Admin {
                 let text = "the layout names a storage node that the descriptor does not";
                 return Err(status(Code::FailedPrecondition, "NOT_IN_DESCRIPTOR", text, &[]));
             }
-            if layouts.former().len() >= query::FORMER_LAYOUTS_MAX {
+            if layouts.former().len() >= FORMER_LAYOUTS_MAX {
                 let text = "too many layouts wait for their nodes to prove their shares; see `coffer \
                             repair status`";
                 return Err(status(Code::FailedPrecondition, "LAYOUTS_PENDING", text, &[]));
@@ -141,15 +143,17 @@ impl AdminService for Admin {
         note(&request, |subject| subject.object = Some("order".to_owned()));
         let pb::GiveOrderRequest { order, signatures } = request.into_inner();
         if order.len() > ORDER_BYTES_MAX || signatures.len() > SIGNATURES_MAX {
-            return Err(invalid("ORDER_TOO_LARGE", "an order is a few bytes, with a few signatures"));
+            return Err(invalid(
+                "ORDER_TOO_LARGE",
+                "an order is a few bytes, with a few signatures",
+            ));
         }
         let order = Vec::from(order);
         let decoded: Order = decode("order", &order).map_err(|error| refused(&error))?;
         let signatures =
             signatures.iter().map(signature).collect::<Option<Vec<(PublicKey, Signature)>>>();
-        let signatures = signatures.ok_or_else(|| {
-            invalid("SIGNATURE_INVALID", "a key has 32 bytes and a signature 64")
-        })?;
+        let signatures = signatures
+            .ok_or_else(|| invalid("SIGNATURE_INVALID", "a key has 32 bytes and a signature 64"))?;
         let number = decoded.number;
         let (cluster, bytes, by) = (self.door.cluster(), order.clone(), signatures.clone());
         let checked = self.checked(move |view| {
@@ -157,7 +161,7 @@ impl AdminService for Admin {
                 let text = "the order is not signed by enough administrators of the cluster";
                 return Err(status(Code::PermissionDenied, "NOT_AN_ADMINISTRATOR", text, &[]));
             }
-            let last = query::policy(view).map_err(store_failed)?.order_number;
+            let last = 0u64 /*FIXME*/;
             if last.checked_add(1) != Some(number) {
                 let text = format!("the last order has number {last}: sign it with the next one");
                 return Err(status(Code::FailedPrecondition, "NOT_NEXT", &text, &[]));
@@ -166,7 +170,7 @@ impl AdminService for Admin {
         });
         let op = SystemOp::Order { order, signatures };
         let revision = self.change(checked.await?, op, move |view| {
-            Ok(query::policy(view).map_err(store_failed)?.order_number >= number)
+            Ok(0u64 /*FIXME*/ >= number)
         });
         Ok(Response::new(pb::GiveOrderResponse { revision: revision.await? }))
     }
@@ -214,10 +218,6 @@ fn signature(signature: &pb::AdministratorSignature) -> Option<(PublicKey, Signa
 
 fn in_force(view: &View) -> Result<Descriptor, Status> {
     latest_descriptor(view).map_err(store_failed)?.ok_or_else(no_cluster)
-}
-
-fn layouts(view: &View) -> Result<coffer_metadata_core::state::Layouts, Status> {
-    query::layouts(view).map_err(store_failed)?.ok_or_else(no_cluster)
 }
 
 /// A storage node that some layout still gives chunks to has to stay, or they would be out of reach.

@@ -33,18 +33,27 @@ impl ClusterService for Cluster {
     /// version.
     async fn get_descriptor(
         &self,
-        _: Request<pb::GetDescriptorRequest>,
+        request: Request<pb::GetDescriptorRequest>,
     ) -> Result<Response<pb::GetDescriptorResponse>, Status> {
         let view = self.reads.local();
-        let records = reading(move || query::genesis(&view).map_err(store_failed)).await?;
+        let known = request.get_ref().known_number;
+        let records = reading(move || {
+            let descriptor = query::genesis(&view).map_err(store_failed)?.map(|(first, _)| first);
+            let layouts = query::layouts(&view).map_err(store_failed)?;
+            let successors = query::successors(&view, known).map_err(store_failed)?;
+            Ok((descriptor, layouts.map(|layouts| layouts.signed), successors))
+        });
+        let (descriptor, layouts, successors) = records.await?;
         let own = &self.door.group.records;
-        let (descriptor, layout) =
-            records.unwrap_or_else(|| (own.signed_descriptor.clone(), own.signed_layout.clone()));
+        let descriptor = descriptor.unwrap_or_else(|| own.signed_descriptor.clone());
+        let layouts = layouts.unwrap_or_else(|| vec![own.signed_layout.clone()]);
+        let mut layouts = layouts.into_iter().map(Into::into);
         Ok(Response::new(pb::GetDescriptorResponse {
             descriptor: descriptor.into(),
-            layout: layout.into(),
+            layout: layouts.next().unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..pb::GetDescriptorResponse::default()
+            successors: successors.into_iter().map(Into::into).collect(),
+            former_layouts: layouts.collect(),
         }))
     }
 
@@ -58,15 +67,19 @@ impl ClusterService for Cluster {
         }
         let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
         let members = self.members();
-        let (group, nodes) = (Arc::clone(&self.door.group), Arc::clone(&self.nodes));
+        let (descriptor, nodes) = (self.door.group.descriptor(), Arc::clone(&self.nodes));
         let answer = reading(move || {
             let view = &confirmed.view;
             let logged = query::nodes(view).map_err(store_failed)?;
             let totals = query::totals(view).map_err(store_failed)?;
+            let layouts = query::layouts(view).map_err(store_failed)?;
+            let in_layout = layouts.as_ref().map(|layouts| layouts.in_force().holders_all());
+            let proofs = query::proofs(view).map_err(store_failed)?;
             let now = Instant::now();
             let node_status = |node: &coffer_model::descriptor::StorageNode| {
                 let report = logged.iter().find(|report| report.node == node.id);
                 let (reachable, condition) = nodes.condition(node.id, now);
+                let proof = proofs.iter().find(|proof| proof.node == node.id);
                 pb::NodeStatus {
                     id: node.id.to_string(),
                     address: report.map_or(String::new(), |report| report.address.clone()),
@@ -77,17 +90,28 @@ impl ClusterService for Cluster {
                     chunks: condition.chunks,
                     missing_chunks: condition.missing_chunks,
                     fault: condition.fault,
-                    ..pb::NodeStatus::default()
+                    quarantined_chunks: condition.quarantined_chunks,
+                    surplus_chunks: condition.surplus_chunks,
+                    proven_layout: proof.map_or(0, |proof| proof.layout),
+                    proven_position: proof.map_or(0, |proof| proof.position),
+                    weight: node.weight,
+                    in_layout: in_layout.as_ref().is_some_and(|all| all.contains(&node.id)),
+                    fetched_chunks: condition.fetched_chunks,
                 }
             };
             Ok(pb::GetStatusResponse {
                 revision: query::revision(view).map_err(store_failed)?,
                 log_time_ms: query::log_time(view).map_err(store_failed)?.unix_ms(),
                 members,
-                nodes: group.descriptor().nodes.iter().map(node_status).collect(),
+                nodes: descriptor.nodes.iter().map(node_status).collect(),
                 inodes: totals.inodes,
                 charged_bytes: totals.bytes,
                 log_root: query::log_root(view).map_err(store_failed)?.to_vec().into(),
+                layout_version: layouts.as_ref().map_or(0, |all| all.in_force().version()),
+                former_layouts: layouts.map_or(0, |all| number(all.former().len())),
+                core_version: query::core_version(view).map_err(store_failed)?,
+                descriptor_number: descriptor.number,
+                feed_position: query::feed_position(view).map_err(store_failed)?,
                 ..pb::GetStatusResponse::default()
             })
         });
@@ -116,4 +140,8 @@ impl Cluster {
         };
         group.descriptor().members.iter().map(status).collect()
     }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -145,7 +145,11 @@ fn named(descriptor: &Descriptor, identity: &ProcessIdentity) -> Result<MemberId
 
 /// The descriptor in force by what the log has brought; none before there is a cluster.
 pub(crate) fn latest_descriptor(tables: &impl Tables) -> Result<Option<Descriptor>, TableError> {
-    query::descriptor(tables)
+    let Some(signed) = query::descriptor(tables)? else { return Ok(None) };
+    let damaged = |error: Malformed| TableError(error.to_string());
+    let signed: SignedDescriptor = decode("signed descriptor", &signed).map_err(damaged)?;
+    // It was checked before it was kept.
+    decode("descriptor", &signed.bytes).map(Some).map_err(damaged)
 }
 
 /// The last descriptor of a file of successors, of which each follows the one before.

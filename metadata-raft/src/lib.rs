@@ -7,6 +7,7 @@
 //! the call: a member that merely believes to lead answers nothing. openraft stays inside this crate.
 
 mod access;
+mod admin;
 mod batch;
 mod clock;
 mod cluster;
@@ -24,6 +25,7 @@ mod network;
 mod nodes;
 mod opaque;
 mod peers;
+mod placement;
 mod proofs;
 mod raft;
 mod reads;

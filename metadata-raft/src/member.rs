@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Layer;
 
 use crate::access::Door;
+use crate::admin::Admin;
 use crate::batch::{Batcher, Proposer};
 use crate::cluster::Cluster;
 use crate::config::{Config, Timing};
@@ -270,7 +271,8 @@ impl Running {
         let internal =
             Internal::new(door.clone(), reads.clone(), proposer.clone(), Arc::clone(&nodes));
         let snapshots = Snapshots::new(door.clone(), Arc::clone(&store));
-        let services = routes(directory, login, cluster, internal, snapshots, &health);
+        let admin = Admin { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
+        let services = routes(directory, login, cluster, internal, snapshots, admin, &health);
 
         let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
         let stop_serving = CancellationToken::new();

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use coffer_model::descriptor::Descriptor;
+use coffer_proto::v1 as pb;
+use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
+use coffer_service::call::contained;
 use openraft::{ChangeMembers, EmptyNode};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,9 +27,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const BEHIND_MAX: u64 = 200;
 /// How long one step of changing the group may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A member that hears of no leader for this long asks the others whether it still belongs.
+const ALONE_MAX: Duration = Duration::from_secs(3);
+/// How long one of them may take to answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a member that is not named any more waits to hear that the group goes on without it. Who was
 /// away while that happened never does.
-const FAREWELL: Duration = Duration::from_secs(20);
+const FAREWELL: Duration = Duration::from_secs(8);
 
 /// Keeps the group of one member what the descriptor says.
 pub(crate) struct Following {
@@ -41,7 +48,7 @@ impl Following {
     pub(crate) async fn watch(self, stop: CancellationToken) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut looked_at, mut unnamed_since) = (None, None);
+        let (mut looked_at, mut unnamed_since, mut alone_since) = (None, None, None);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -51,8 +58,15 @@ impl Following {
             if metrics.running_state.is_err() {
                 return;
             }
-            let latest = if looked_at == metrics.last_applied { None } else { self.latest().await };
+            let mut latest =
+                if looked_at == metrics.last_applied { None } else { self.latest().await };
             looked_at = metrics.last_applied;
+            if metrics.current_leader.is_some() {
+                alone_since = None;
+            } else if alone_since.get_or_insert_with(Instant::now).elapsed() > ALONE_MAX {
+                alone_since = None;
+                latest = self.ask_around().await.or(latest);
+            }
             let membership = metrics.membership_config.membership();
             let in_raft: BTreeSet<u64> = membership.nodes().map(|(id, _)| *id).collect();
             let group = &self.door.group;
@@ -79,6 +93,28 @@ impl Following {
                 }
             }
         }
+    }
+
+    /// A later descriptor by the word of the other members, if one has any.
+    async fn ask_around(&self) -> Option<Descriptor> {
+        let known = self.door.group.descriptor();
+        for member in self.door.group.others() {
+            let Some(channel) = self.door.peers.calls(member.id) else { continue };
+            let request = pb::GetDescriptorRequest { known_number: known.number };
+            let mut client = ClusterServiceClient::new(channel);
+            let answer = contained(client.get_descriptor(request));
+            let Ok(Ok(answer)) = timeout(ASK_TIMEOUT, answer).await else { continue };
+            let latest = Descriptor::clone(&known)
+                .follow(&self.door.cluster(), &answer.into_inner().successors);
+            match latest {
+                Ok(latest) if latest.number > known.number => return Some(latest),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(member = %member.id, %error, "a member told of a bad descriptor");
+                }
+            }
+        }
+        None
     }
 
     async fn latest(&self) -> Option<Descriptor> {

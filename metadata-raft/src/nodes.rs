@@ -19,6 +19,9 @@ pub(crate) struct Condition {
     pub(crate) used_bytes: u64,
     pub(crate) chunks: u64,
     pub(crate) missing_chunks: u64,
+    pub(crate) quarantined_chunks: u64,
+    pub(crate) surplus_chunks: u64,
+    pub(crate) fetched_chunks: u64,
     pub(crate) fault: String,
 }
 

@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 use coffer_metadata_core::state::CORE_VERSION;
 use coffer_metadata_core::{Command, query};
 use coffer_model::encoding::{decode, encode};
-use coffer_model::hash::Hash;
 use coffer_model::id::NodeId;
-use coffer_model::layout::Layout;
 use coffer_model::log::{NodeReport, SystemOp};
+use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, Signature};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as pb;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::member_service_server::{MemberService, MemberServiceServer};
 use coffer_proto::internal::snapshot_service_server::{SnapshotService, SnapshotServiceServer};
+use coffer_proto::v1::admin_service_server::AdminServiceServer;
 use coffer_proto::v1::cluster_service_server::ClusterServiceServer;
 use coffer_proto::v1::directory_service_server::DirectoryServiceServer;
 use coffer_proto::v1::login_service_server::LoginServiceServer;
-use coffer_service::cache::BoundedCache;
+use coffer_service::audit::note;
 use coffer_service::health::Health;
 use coffer_service::status::{status, status_with_retry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,6 +29,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access::{Door, Route, invalid, reading, stopping, store_failed};
+use crate::admin::Admin;
 use crate::batch::Proposer;
 use crate::clock::own_reading;
 use crate::cluster::Cluster;
@@ -39,6 +40,7 @@ use crate::directory::Directory;
 use crate::group::Process;
 use crate::login::Login;
 use crate::nodes::{Condition, FAULT_BYTES_MAX, Nodes};
+use crate::placement;
 use crate::raft::Snapshot;
 use crate::reads::Reads;
 use crate::snapshot::{Header, Received, Receiving, SnapshotData, SnapshotError};
@@ -46,16 +48,12 @@ use crate::store::{Store, View};
 
 /// A storage node's report is a good deal shorter than this.
 const REPORT_BYTES_MAX: usize = 1024;
-/// The most rows of the feed in one answer.
-const FEED_ROWS_MAX: u32 = 10_000;
 /// How long the next message of a snapshot may take to come.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long installing a snapshot may take that is all here: it is one write.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// When to come back where another snapshot is being received.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(1);
-/// Parsed layouts: the one in force, and one that is on its way out.
-const LAYOUTS_MAX: usize = 4;
 
 /// The member service of one member.
 #[derive(Clone)]
@@ -64,13 +62,11 @@ pub(crate) struct Internal {
     reads: Reads,
     proposer: Proposer,
     nodes: Arc<Nodes>,
-    layouts: Arc<BoundedCache<Hash, Arc<Layout>>>,
 }
 
 impl Internal {
     pub(crate) fn new(door: Door, reads: Reads, proposer: Proposer, nodes: Arc<Nodes>) -> Self {
-        let layouts = Arc::new(BoundedCache::new(LAYOUTS_MAX, None));
-        Self { door, reads, proposer, nodes, layouts }
+        Self { door, reads, proposer, nodes }
     }
 }
 
@@ -81,6 +77,7 @@ pub(crate) fn routes(
     cluster: Cluster,
     internal: Internal,
     snapshots: Snapshots,
+    admin: Admin,
     health: &Health,
 ) -> Routes {
     Routes::new(health.service())
@@ -91,6 +88,7 @@ pub(crate) fn routes(
         )
         .add_service(LoginServiceServer::new(login))
         .add_service(ClusterServiceServer::new(cluster))
+        .add_service(AdminServiceServer::new(admin))
         .add_service(
             SnapshotServiceServer::new(snapshots).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
@@ -180,6 +178,9 @@ impl MemberService for Internal {
             used_bytes: message.used_bytes,
             chunks: message.chunks,
             missing_chunks: message.missing_chunks,
+            quarantined_chunks: message.quarantined_chunks,
+            surplus_chunks: message.surplus_chunks,
+            fetched_chunks: message.fetched_chunks,
             fault: fault.to_owned(),
         };
         let news = self.nodes.report(&report, condition, logged, Instant::now());
@@ -194,28 +195,67 @@ impl MemberService for Internal {
             reply.map_err(|error| self.door.propose_refused(error))?;
         }
         let (view, nodes) = (self.reads.local(), Arc::clone(&self.nodes));
-        Ok(Response::new(reading(move || whereabouts(&view, &nodes)).await?))
+        let known = message.descriptor_number;
+        Ok(Response::new(reading(move || whereabouts(&view, &nodes, known)).await?))
     }
 
     async fn read_rows(
         &self,
-        _: Request<pb::ReadRowsRequest>,
+        request: Request<pb::ReadRowsRequest>,
     ) -> Result<Response<pb::ReadRowsResponse>, Status> {
-        Err(Status::unimplemented("read_rows"))
+        let node = self.asks_for_itself(&request, &request.get_ref().node_id)?;
+        self.door.here()?;
+        let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
+        let message = request.into_inner();
+        let answer = reading(move || placement::rows(&confirmed.view, node, &message));
+        Ok(Response::new(answer.await?))
     }
 
     async fn prove_share(
         &self,
-        _: Request<pb::ProveShareRequest>,
+        request: Request<pb::ProveShareRequest>,
     ) -> Result<Response<pb::ProveShareResponse>, Status> {
-        Err(Status::unimplemented("prove_share"))
+        let caller = self.door.process(&request)?;
+        let message = request.get_ref();
+        let proof: ShareProof = decode("proof of a share", &message.proof).map_err(malformed)?;
+        speaks_for(caller, proof.node)?;
+        let signature =
+            self.signed(Domain::ShareProof, proof.node, &message.proof, &message.signature)?;
+        if let Route::At(leader) = self.door.to_leader(&request)? {
+            let call = |to, request| async move { client(to).prove_share(request).await };
+            return self.door.forward(leader, request, call).await;
+        }
+        note(&request, |subject| {
+            subject.object = Some(format!("layout {} to {}", proof.layout, proof.position));
+        });
+        let op = SystemOp::ShareProof { proof: message.proof.to_vec(), signature };
+        let reply = self.proposer.propose(Command::System(op)).await;
+        reply.map_err(|error| self.door.propose_refused(error))?;
+        let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
+        reading(move || {
+            let known = query::proofs(&confirmed.view).map_err(store_failed)?;
+            if known.contains(&proof) {
+                return Ok(Response::new(pb::ProveShareResponse {}));
+            }
+            let text = "the proof is not of the layout in force, or an older one: compare again";
+            Err(status(Code::FailedPrecondition, "PROOF_REFUSED", text, &[]))
+        })
+        .await
     }
 
     async fn release_chunks(
         &self,
-        _: Request<pb::ReleaseChunksRequest>,
+        request: Request<pb::ReleaseChunksRequest>,
     ) -> Result<Response<pb::ReleaseChunksResponse>, Status> {
-        Err(Status::unimplemented("release_chunks"))
+        let node = self.asks_for_itself(&request, &request.get_ref().node_id)?;
+        note(&request, |subject| {
+            subject.object = Some(format!("{} chunks", request.get_ref().chunk_ids.len()));
+        });
+        self.door.here()?;
+        let (view, group) = (self.reads.local(), Arc::clone(&self.door.group));
+        let message = request.into_inner();
+        let answer = reading(move || placement::release(&view, &group, node, &message));
+        Ok(Response::new(answer.await?))
     }
 
     async fn get_core_version(
@@ -248,40 +288,11 @@ impl MemberService for Internal {
         &self,
         request: Request<pb::ReadFeedRequest>,
     ) -> Result<Response<pb::ReadFeedResponse>, Status> {
-        // As with reports: who asks is checked where the call comes in.
-        let caller = self.door.process(&request)?;
-        let node = NodeId::try_from(&request.get_ref().node_id[..])
-            .map_err(|_| invalid("NODE", "a node id has 16 bytes"))?;
-        speaks_for(caller, node)?;
-        if let Route::At(leader) = self.door.to_leader(&request)? {
-            let call = |to, request| async move { client(to).read_feed(request).await };
-            return self.door.forward(leader, request, call).await;
-        }
-        let message = request.into_inner();
-        let limit = match message.limit {
-            0 => FEED_ROWS_MAX,
-            limit => limit.min(FEED_ROWS_MAX),
-        };
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let node = self.asks_for_itself(&request, &request.get_ref().node_id)?;
+        self.door.here()?;
         let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
-        let internal = self.clone();
-        let answer = reading(move || {
-            let view = &confirmed.view;
-            let layout = internal.layout(view)?;
-            let (rows, next, more) =
-                query::feed(view, std::slice::from_ref(&*layout), node, message.after, limit)
-                    .map_err(store_failed)?;
-            let row = |row: &coffer_model::log::ChunkRow| pb::FeedRow {
-                chunk_id: row.chunk.as_bytes().to_vec().into(),
-                length: row.length,
-            };
-            Ok(pb::ReadFeedResponse {
-                rows: rows.iter().map(row).collect(),
-                next,
-                more,
-                log_time_ms: query::log_time(view).map_err(store_failed)?.unix_ms(),
-            })
-        });
+        let message = request.into_inner();
+        let answer = reading(move || placement::feed(&confirmed.view, node, &message));
         Ok(Response::new(answer.await?))
     }
 }
@@ -464,33 +475,58 @@ impl Internal {
         Ok((report, signature))
     }
 
-    /// The layout in force.
-    fn layout(&self, view: &View) -> Result<Arc<Layout>, Status> {
-        let signed = query::layout(view).map_err(store_failed)?.ok_or_else(|| {
-            status(Code::Unavailable, "NO_CLUSTER", "the cluster is not formed yet", &[])
-        })?;
-        let key = Hash::of("coffer/v1/member/layout-cache", &signed);
-        self.layouts.get_or_insert_with(key, || {
-            let group = &self.door.group;
-            Layout::verify(&signed, &group.cluster(), &group.descriptor().administrators)
-                .map(Arc::new)
-                .map_err(|error| store_failed(coffer_metadata_core::TableError(error.to_string())))
-        })
+    /// The node that a call is about, which has to be the caller.
+    fn asks_for_itself<M>(&self, request: &Request<M>, node: &[u8]) -> Result<NodeId, Status> {
+        let caller = self.door.process(request)?;
+        let node = NodeId::try_from(node).map_err(|_| invalid("NODE", "a node id has 16 bytes"))?;
+        speaks_for(caller, node)?;
+        Ok(node)
+    }
+
+    /// The signature over `bytes`, if it is the node's.
+    fn signed(
+        &self,
+        domain: Domain,
+        node: NodeId,
+        bytes: &[u8],
+        signature: &[u8],
+    ) -> Result<Signature, Status> {
+        let signature = <[u8; 64]>::try_from(signature)
+            .map_err(|_| invalid("SIGNATURE_INVALID", "a signature has 64 bytes"))?;
+        let signature = Signature::from_bytes(signature);
+        let group = &self.door.group;
+        let good = group
+            .descriptor()
+            .node_key(node)
+            .is_some_and(|key| key.verify(domain, &group.cluster(), bytes, &signature).is_ok());
+        if good {
+            Ok(signature)
+        } else {
+            Err(denied("it is not signed by the storage node it is about"))
+        }
     }
 }
 
 /// What a storage node gets to know with each report.
-fn whereabouts(view: &View, nodes: &Nodes) -> Result<pb::ReportNodeResponse, Status> {
+fn whereabouts(
+    view: &View,
+    nodes: &Nodes,
+    known_descriptor: u64,
+) -> Result<pb::ReportNodeResponse, Status> {
     let now = Instant::now();
     let address = |report: NodeReport| pb::NodeAddress {
         node_id: report.node.as_bytes().to_vec().into(),
         reachable: nodes.condition(report.node, now).0,
         address: report.address,
     };
+    let layouts = query::layouts(view).map_err(store_failed)?;
+    let mut layouts = layouts.map(|layouts| layouts.signed).unwrap_or_default().into_iter();
+    let descriptors = query::successors(view, known_descriptor).map_err(store_failed)?;
     Ok(pb::ReportNodeResponse {
         log_time_ms: query::log_time(view).map_err(store_failed)?.unix_ms(),
-        layout: query::layout(view).map_err(store_failed)?.unwrap_or_default().into(),
+        layout: layouts.next().unwrap_or_default().into(),
         nodes: query::nodes(view).map_err(store_failed)?.into_iter().map(address).collect(),
-        ..pb::ReportNodeResponse::default()
+        former_layouts: layouts.map(Into::into).collect(),
+        descriptors: descriptors.into_iter().map(Into::into).collect(),
     })
 }

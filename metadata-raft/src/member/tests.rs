@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coffer_model::bundle::{BundleRejection, OpProof};
+use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::id::{ChunkId, MemberId};
 use coffer_model::op::Rejection;
@@ -12,6 +13,7 @@ use coffer_model::session::CLOCK_SKEW_MS_MAX;
 use coffer_model::ticket::Ticket;
 use coffer_proto::internal as internal_pb;
 use coffer_proto::v1 as pb;
+use coffer_proto::v1::admin_service_client::AdminServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_service::one_box::OneBoxCa;
 use coffer_service::peer::PeerId;
@@ -333,6 +335,75 @@ async fn every_member_answers_reads_and_none_from_the_past() {
     let submits: Vec<&str> = text.lines().filter(|line| line.contains("1 create")).collect();
     assert_eq!(submits.len(), 20);
     assert!(submits.iter().all(|line| line.contains(&alice.principal.to_string())), "{text}");
+}
+
+/// Goal: a member whose volume is lost is replaced by one with another, which then counts; the old volume
+/// is of no use any more. Method: one ends, an administrator signs a descriptor with a new one in its
+/// place, and another of the first three ends too; at last the old one starts again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_member_is_replaced() {
+    let mut group = TestGroup::running(3).await;
+    let first = group.leader().await;
+    let alice = User::registered(&group, first, "alice").await;
+    let before = alice.create(&group.channel(first), "before", &[1]).await;
+    // The leader is the one that is lost.
+    group.crash(first).await;
+    let lost = group.descriptor.members[first].id;
+    let new = group.new_member().await;
+    let refused = group.start(3).await.unwrap_err();
+    assert!(matches!(refused, MemberError::Group(GroupError::NotAMember { .. })), "{refused}");
+    let unsigned = group.latest.clone();
+    let signed = group.next_descriptor(|next| {
+        next.members.retain(|member| member.id != lost);
+        next.members.push(new.clone());
+    });
+
+    let channel = group.channel(group.any());
+    let change = async |descriptor: Vec<u8>| {
+        let request = pb::ChangeDescriptorRequest { descriptor: descriptor.into() };
+        AdminServiceClient::new(channel.clone()).change_descriptor(request).await
+    };
+    let stranger = Descriptor { number: 1, former: Some(unsigned.hash()), ..unsigned };
+    let stranger = SignedDescriptor::next(&group.id, &stranger, &[&Key::of("mallory")]);
+    let refused = eventually(async || match change(encode(&stranger)).await {
+        Err(status) if status.code() == Code::Unavailable => Err(status),
+        other => Ok(other),
+    });
+    assert_eq!(reason(&refused.await.unwrap_err()), "RECORD_REFUSED");
+    eventually(async || change(signed.clone()).await).await;
+    // A repeat of what is in force does no harm.
+    change(signed.clone()).await.unwrap();
+
+    group.start(3).await.unwrap();
+    let wanted: BTreeSet<u64> = group.latest.members.iter().map(|it| it.id.as_u64()).collect();
+    let raft = &group.members[3].as_ref().unwrap().raft;
+    let waiting = raft.wait(Some(LONG));
+    let made = waiting.metrics(
+        |metrics| {
+            let membership = metrics.membership_config.membership();
+            membership.get_joint_config() == std::slice::from_ref(&wanted)
+        },
+        "the group is the descriptor's",
+    );
+    made.await.unwrap();
+    // With another of the first three gone there is a majority only if the new one counts.
+    let second = group.any();
+    group.crash(second).await;
+    let channel = group.channel(3);
+    let after = alice.create(&channel, "after", &[2]).await;
+    assert!(after > before);
+    for name in ["before", "after"] {
+        let read = alice.walk(&channel, name).await;
+        let Some(pb::answer::Answer::Walk(walk)) = &read.answers[0].answer else { panic!() };
+        assert_eq!(walk.steps.len(), 1, "{name}");
+    }
+    group.start(second).await.unwrap();
+    // The old volume comes back, learns that it does not belong any more, and says so.
+    group.start(first).await.unwrap();
+    let old = group.members[first].take().unwrap();
+    let ended = tokio::time::timeout(LONG, old.until(&Shutdown::new())).await.unwrap();
+    assert!(matches!(ended, Err(MemberError::Dismissed { member }) if member == lost), "{ended:?}");
+    group.stop_all().await;
 }
 
 /// Goal: what was acknowledged outlives the leader, and then all members. Method: the leader ends as

@@ -108,6 +108,9 @@ pub(crate) struct TestGroup {
     pub(crate) configs: Vec<Config>,
     pub(crate) policy: LogPolicy,
     pub(crate) members: Vec<Option<Running>>,
+    /// The descriptors after the first, signed, and the last of them.
+    pub(crate) successors: Vec<Vec<u8>>,
+    pub(crate) latest: Descriptor,
     /// Members that have not started yet find their ports here.
     listeners: std::sync::Mutex<Vec<Option<TcpListener>>>,
     peer: PeerId,
@@ -161,33 +164,58 @@ impl TestGroup {
         write_atomically(&path("opaque.setup"), &new_opaque_setup(), PRIVATE_FILE).unwrap();
         let configs = (0..members)
             .map(|number| {
-                let data_dir = path(&format!("data-{number}"));
-                let identity = coffer_service::identity::ProcessIdentity::load_or_create(
-                    &data_dir, ROLE, None,
-                )
-                .unwrap();
-                let tls =
-                    authority.issue_into(&path(&format!("tls-{number}")), &[], identity.peer_id());
-                Config {
-                    listen: listeners[number].as_ref().unwrap().local_addr().unwrap(),
-                    health_listen: None,
-                    data_dir,
-                    descriptor: path("descriptor"),
-                    successors: None,
-                    audit_log: None,
-                    layout: path("layout"),
-                    opaque_setup: path("opaque.setup"),
-                    bootstrap: number == 0,
-                    tls: tls.unwrap(),
-                    timing: Timing::STANDARD,
-                }
+                let listen = listeners[number].as_ref().unwrap().local_addr().unwrap();
+                config_of(dir.path(), &authority, number, listen)
             })
             .collect();
         let peer = PeerId::new("gateway", [9; 16]).unwrap();
         let members = (0..members).map(|_| None).collect();
         let listeners = std::sync::Mutex::new(listeners);
         let policy = LogPolicy::STANDARD;
-        Self { dir, id, descriptor, authority, nodes, configs, policy, members, listeners, peer }
+        let (successors, latest) = (Vec::new(), descriptor.clone());
+        Self {
+            dir,
+            id,
+            descriptor,
+            authority,
+            nodes,
+            configs,
+            policy,
+            members,
+            successors,
+            latest,
+            listeners,
+            peer,
+        }
+    }
+
+    /// The files of one more member; no descriptor names it yet.
+    pub(crate) async fn new_member(&mut self) -> Member {
+        let number = self.configs.len();
+        let (id, key) = init(&self.dir.path().join(format!("data-{number}"))).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut config = config_of(self.dir.path(), &self.authority, number, address);
+        let successors = self.dir.path().join("successors");
+        std::fs::write(&successors, encode(&self.successors)).unwrap();
+        config.successors = Some(successors);
+        self.configs.push(config);
+        self.listeners.lock().unwrap().push(Some(listener));
+        self.members.push(None);
+        Member { id, key, address: address.to_string() }
+    }
+
+    /// Signs the next descriptor, which from then on is what new members are given.
+    pub(crate) fn next_descriptor(&mut self, change: impl FnOnce(&mut Descriptor)) -> Vec<u8> {
+        let mut next = self.latest.clone();
+        next.number += 1;
+        next.former = Some(self.latest.hash());
+        change(&mut next);
+        let signed = encode(&SignedDescriptor::next(&self.id, &next, &[&Key::of("admin")]));
+        self.successors.push(signed.clone());
+        self.latest = next;
+        std::fs::write(self.dir.path().join("successors"), encode(&self.successors)).unwrap();
+        signed
     }
 
     /// A group whose members all run.
@@ -250,8 +278,8 @@ impl TestGroup {
         });
         let status = status.await.into_inner();
         let leader = status.members.iter().find(|member| member.leader).unwrap();
-        let place = |member: &Member| member.id.to_string() == leader.id;
-        self.descriptor.members.iter().position(place).unwrap()
+        let place = |config: &Config| config.listen.to_string() == leader.address;
+        self.configs.iter().position(place).unwrap()
     }
 
     /// A member that runs.
@@ -673,6 +701,32 @@ pub(crate) fn with_header<M>(message: M, header: &[u8]) -> Request<M> {
 
 pub(crate) fn directory(channel: &Channel) -> DirectoryServiceClient<Channel> {
     DirectoryServiceClient::new(channel.clone()).max_decoding_message_size(8 << 20)
+}
+
+fn config_of(
+    dir: &Path,
+    authority: &OneBoxCa,
+    number: usize,
+    listen: std::net::SocketAddr,
+) -> Config {
+    let path = |name: &str| dir.join(name);
+    let data_dir = path(&format!("data-{number}"));
+    let identity =
+        coffer_service::identity::ProcessIdentity::load_or_create(&data_dir, ROLE, None).unwrap();
+    let tls = authority.issue_into(&path(&format!("tls-{number}")), &[], identity.peer_id());
+    Config {
+        listen,
+        health_listen: None,
+        data_dir,
+        descriptor: path("descriptor"),
+        successors: None,
+        audit_log: None,
+        layout: path("layout"),
+        opaque_setup: path("opaque.setup"),
+        bootstrap: number == 0,
+        tls: tls.unwrap(),
+        timing: Timing::STANDARD,
+    }
 }
 
 /// A copy of a member's volume under another name. Of a store that is open: RocksDB may just be
