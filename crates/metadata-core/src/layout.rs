@@ -1,7 +1,13 @@
-//! The layout planner: a pure function from storage nodes to a layout.
+//! The layout planner: pure functions from storage nodes to the first layout, and from a layout and
+//! storage nodes to the next one. The result, not the plan, is what is signed, so these functions may
+//! change between versions.
 
 use coffer_model::descriptor::StorageNode;
+use coffer_model::id::NodeId;
 use coffer_model::layout::{Layout, LayoutError, PARTITION_BITS, REPLICAS};
+
+mod moves;
+mod shares;
 
 /// Plans the first layout: every node gets partitions in proportion to its weight, no partition
 /// twice, and the copies of a partition lie in as many zones as there are. With fewer nodes than
@@ -52,48 +58,50 @@ fn plan(version: u64, bits: u8, nodes: &[StorageNode]) -> Result<Layout, LayoutE
     Layout::new(version, bits, replicas, nodes.iter().map(|node| node.id).collect(), table)
 }
 
-#[cfg(test)]
-mod tests {
-    use coffer_model::id::NodeId;
-    use coffer_model::layout::Partition;
-    use coffer_model::signing::PublicKey;
-
-    use super::*;
-
-    fn node(number: u8, zone: &str, weight: u32) -> StorageNode {
-        let key = PublicKey::from_bytes([number; 32]);
-        StorageNode { id: NodeId::from_bytes([number; 16]), key, zone: zone.to_owned(), weight }
-    }
-
-    #[test]
-    fn copies_are_spread_over_zones_and_by_weight() {
-        let nodes: Vec<StorageNode> = (0..6)
-            .map(|number| {
-                node(number, ["a", "b", "c"][usize::from(number % 3)], 1 + u32::from(number / 3))
-            })
-            .collect();
-        let layout = first(&nodes).expect("six nodes make a layout");
-        let mut counts = [0u64; 6];
-        for partition in 0..4096 {
-            let holders: Vec<NodeId> = layout.holders(Partition::from_number(partition)).collect();
-            assert_eq!(holders.len(), 3);
-            let mut zones: Vec<u8> = holders.iter().map(|id| id.as_bytes()[0] % 3).collect();
-            zones.sort_unstable();
-            assert_eq!(zones, [0, 1, 2], "partition {partition}");
-            for holder in holders {
-                counts[usize::from(holder.as_bytes()[0])] += 1;
-            }
-        }
-        for at in 0..3 {
-            let (light, heavy) = (counts[at], counts[at + 3]);
-            assert!(heavy.abs_diff(2 * light) <= 4, "{counts:?}");
-        }
-    }
-
-    #[test]
-    fn one_node_is_a_layout_with_one_copy_and_none_is_refused() {
-        let layout = first(&[node(1, "", 1)]).expect("one node");
-        assert_eq!(layout.holders(Partition::from_number(7)).count(), 1);
-        assert!(first(&[]).is_err());
-    }
+/// Plans the layout after `current`: as many copies as there can be, at most [`REPLICAS`]; each node has
+/// partitions in proportion to its weight, those of weight 0 and those that are not listed none; the
+/// copies of a partition lie in as many zones as there can be; and as few copies as possible move.
+pub fn next(current: &Layout, nodes: &[StorageNode]) -> Result<Layout, LayoutError> {
+    let mut nodes: Vec<&StorageNode> = nodes.iter().filter(|node| node.weight > 0).collect();
+    nodes.sort_by_key(|node| node.id);
+    let replicas = nodes.len().min(usize::from(REPLICAS));
+    let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
+    let kept: Vec<Vec<usize>> = current
+        .partitions()
+        .map(|partition| {
+            let holders = current.holders(partition);
+            holders.filter_map(|holder| ids.binary_search(&holder).ok()).collect()
+        })
+        .collect();
+    let rows = moves::plan(&nodes, replicas, kept);
+    let index = |at| u16::try_from(at).map_err(|_| LayoutError::Inconsistent("too many nodes"));
+    let table = rows.into_iter().flatten().map(index).collect::<Result<_, _>>()?;
+    let replicas =
+        u8::try_from(replicas).map_err(|_| LayoutError::Inconsistent("too many replicas"))?;
+    let version = current.version().saturating_add(1);
+    Layout::new(version, current.partition_bits(), replicas, ids, table)
 }
+
+/// What has to be copied to come from one layout to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Movement {
+    /// Partitions that get a node they did not have.
+    pub partitions: u32,
+    /// Such nodes, over all partitions.
+    pub copies: u32,
+}
+
+/// Says what has to be copied to come from `current` to `next`.
+pub fn movement(current: &Layout, next: &Layout) -> Movement {
+    let mut movement = Movement::default();
+    for partition in next.partitions() {
+        let new = next.holders(partition).filter(|holder| !current.holds(*holder, partition));
+        let copies = u32::try_from(new.count()).unwrap_or(u32::MAX);
+        movement.copies = movement.copies.saturating_add(copies);
+        movement.partitions += u32::from(copies > 0);
+    }
+    movement
+}
+
+#[cfg(test)]
+mod tests;
