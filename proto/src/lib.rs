@@ -34,13 +34,14 @@ pub const PAGE_SIZE_MAX: u32 = 1000;
 pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 26] = [
+pub const REFUSALS: [&str; 27] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
     "CHUNK_TOO_LARGE",
     "DISK_FULL",
     "LOGIN_EXPIRED",
+    "NOT_A_HOLDER",
     "NOT_A_MEMBER",
     "NOT_A_SIBLING",
     "NOT_IN_DESCRIPTOR",

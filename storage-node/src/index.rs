@@ -18,6 +18,7 @@ use crate::record::RECORD_HEADER_BYTES;
 const SHARDS: &str = "shards";
 const META: &str = "meta";
 const MISSING: &str = "missing";
+const SURPLUS: &str = "surplus";
 const CURSOR: &[u8] = b"cursor";
 const TOTALS: &[u8] = b"totals";
 const OWNER: &[u8] = b"owner";
@@ -96,6 +97,20 @@ pub(crate) struct Index {
     db: DB,
 }
 
+/// What was found out about chunks.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Notes<'a> {
+    /// They belong here and are not.
+    pub(crate) missing: &'a [ChunkId],
+    pub(crate) noticed_unix_ms: u64,
+    /// They belong here, and so are not surplus.
+    pub(crate) expected: &'a [ChunkId],
+    /// They are here, and nothing says that they belong.
+    pub(crate) surplus: &'a [ChunkId],
+    /// Up to where the feed was followed.
+    pub(crate) cursor: Option<u64>,
+}
+
 /// A change of the index, all or nothing.
 #[derive(Default)]
 pub(crate) struct IndexBatch {
@@ -103,6 +118,8 @@ pub(crate) struct IndexBatch {
     pub(crate) shards: Vec<(ShardKey, Location)>,
     /// Chunks of which there is a good copy again: they are not missing any more.
     pub(crate) mended: Vec<ChunkId>,
+    /// They are not here any more, nor missing, nor surplus.
+    pub(crate) forgotten: Vec<ShardKey>,
     pub(crate) totals: Option<Totals>,
     /// Segment and the offset up to which it is indexed.
     pub(crate) indexed: Vec<(u64, u64)>,
@@ -125,8 +142,8 @@ impl Index {
         options.set_max_open_files(128);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(32 << 20);
-        let families =
-            [SHARDS, META, MISSING].map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
+        let families = [SHARDS, META, MISSING, SURPLUS]
+            .map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
         Ok(Self { db: DB::open_cf_descriptors(&options, path, families)? })
     }
 
@@ -214,6 +231,11 @@ impl Index {
         for chunk in &batch.mended {
             rows.delete_cf(self.family(MISSING), chunk.as_bytes());
         }
+        for key in &batch.forgotten {
+            rows.delete_cf(self.family(SHARDS), encode(key));
+            rows.delete_cf(self.family(MISSING), key.chunk.as_bytes());
+            rows.delete_cf(self.family(SURPLUS), key.chunk.as_bytes());
+        }
         if let Some(totals) = &batch.totals {
             rows.put_cf(self.family(META), TOTALS, encode(totals));
         }
@@ -259,23 +281,37 @@ impl Index {
         Ok(self.db.put_cf(self.family(META), PASS, encode(pass))?)
     }
 
-    /// Notes missing chunks, with the time they were noticed, and moves the cursor on. Of those that
-    /// are noted already the older time stays.
-    pub(crate) fn note_missing(
-        &self,
-        chunks: &[ChunkId],
-        noticed_unix_ms: u64,
-        cursor: u64,
-    ) -> Result<(), IndexError> {
+    /// Notes what was found out about chunks, all or nothing. Of those that are noted as missing
+    /// already, the older time stays.
+    pub(crate) fn note(&self, notes: &Notes<'_>) -> Result<(), IndexError> {
         let mut rows = WriteBatch::default();
-        let missing = self.family(MISSING);
-        for chunk in chunks {
-            if self.db.get_pinned_cf(missing, chunk.as_bytes())?.is_none() {
-                rows.put_cf(missing, chunk.as_bytes(), encode(&noticed_unix_ms));
+        for chunk in notes.missing {
+            if !self.is_missing(chunk)? {
+                let noticed = encode(&notes.noticed_unix_ms);
+                rows.put_cf(self.family(MISSING), chunk.as_bytes(), noticed);
             }
         }
-        rows.put_cf(self.family(META), CURSOR, encode(&cursor));
+        for chunk in notes.expected {
+            // Mostly there is none, and a row that says so would have to be kept for a while.
+            if self.is_surplus(chunk)? {
+                rows.delete_cf(self.family(SURPLUS), chunk.as_bytes());
+            }
+        }
+        for chunk in notes.surplus {
+            rows.put_cf(self.family(SURPLUS), chunk.as_bytes(), b"");
+        }
+        if let Some(cursor) = notes.cursor {
+            rows.put_cf(self.family(META), CURSOR, encode(&cursor));
+        }
         Ok(self.db.write(rows)?)
+    }
+
+    pub(crate) fn is_missing(&self, chunk: &ChunkId) -> Result<bool, IndexError> {
+        Ok(self.db.get_pinned_cf(self.family(MISSING), chunk.as_bytes())?.is_some())
+    }
+
+    pub(crate) fn is_surplus(&self, chunk: &ChunkId) -> Result<bool, IndexError> {
+        Ok(self.db.get_pinned_cf(self.family(SURPLUS), chunk.as_bytes())?.is_some())
     }
 
     /// Chunks that are not missing any more.
@@ -302,6 +338,12 @@ impl Index {
             found.push((chunk, decode("missing chunk", &value).map_err(damaged)?));
         }
         Ok(found)
+    }
+
+    /// How many chunks are surplus, counted up to `limit`.
+    pub(crate) fn count_surplus(&self, limit: usize) -> u64 {
+        let rows = self.db.iterator_cf(self.family(SURPLUS), IteratorMode::Start);
+        rows.take(limit).map(|_| 1).sum()
     }
 
     /// How many chunks are missing, counted up to `limit`.

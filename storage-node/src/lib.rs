@@ -7,6 +7,7 @@
 //! damaged.
 
 mod clock;
+mod cluster;
 mod complete;
 mod config;
 mod disk;
@@ -14,6 +15,7 @@ mod door;
 mod index;
 #[cfg(test)]
 mod kit;
+mod members;
 mod record;
 mod run;
 mod scrub;

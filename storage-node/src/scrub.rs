@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::now_unix_ms;
 use crate::index::Pass;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, off_the_async_threads};
 
 /// Shards listed at a time; a crash has so many looked at again.
 const SHARDS_PER_STEP: usize = 64;
@@ -200,13 +200,6 @@ impl<D: Disk> Scrubber<D> {
             tracing::warn!(%error, "where scrubbing stands cannot be noted");
         }
     }
-}
-
-async fn off_the_async_threads<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, StoreError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| StoreError::Disk("a read did not end".into()))
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::HOLD_MS;
 use crate::disk::{Disk, Segment, is_damage};
-use crate::index::{Index, IndexBatch, IndexError, Location, Totals};
+use crate::index::{Index, IndexBatch, IndexError, Location, Notes, Totals};
 use crate::record::{
     Header, Kind, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES,
     segment_header,
@@ -365,20 +365,50 @@ impl<D: Disk> Store<D> {
             || self.room.available_permits() < QUEUE_BYTES
     }
 
-    /// Notes chunks that are not here, and that the feed was followed up to `cursor`.
-    pub(crate) fn note_missing(
+    /// Takes up what members say that belongs here, and what is here beside it: what is not here is
+    /// noted as missing, what belongs is not surplus, and the feed was followed up to `cursor`. Gives
+    /// those that are missing, or count as such.
+    pub(crate) fn take_up(
         &self,
-        chunks: &[ChunkId],
+        expected: &[ChunkId],
+        surplus: &[ChunkId],
         noticed_unix_ms: u64,
-        cursor: u64,
-    ) -> Result<(), StoreError> {
-        // Otherwise a chunk that is quarantined meanwhile would be noted as one that never came.
+        cursor: Option<u64>,
+    ) -> Result<Vec<ChunkId>, StoreError> {
+        // Otherwise a chunk that is quarantined meanwhile would be noted as one that never came, and
+        // one that is forgotten meanwhile would not be noted at all.
         let _unchanged = self.shared.quarantines();
-        Ok(self.shared.index.note_missing(chunks, noticed_unix_ms, cursor)?)
+        let (mut absent, mut lacking) = (Vec::new(), Vec::new());
+        for chunk in expected {
+            if !self.has(chunk)? {
+                absent.push(*chunk);
+                lacking.push(*chunk);
+            } else if self.index().is_missing(chunk)? {
+                lacking.push(*chunk);
+            }
+        }
+        let mut beside = Vec::with_capacity(surplus.len());
+        for chunk in surplus {
+            if self.index().location(&ShardKey::replica(*chunk))?.is_some() {
+                beside.push(*chunk);
+            }
+        }
+        let notes = Notes { missing: &absent, noticed_unix_ms, expected, surplus: &beside, cursor };
+        self.index().note(&notes)?;
+        Ok(lacking)
+    }
+
+    /// Reads back those of the chunks that came since they were noted as missing. What the disk gives
+    /// as it should be is missing no more; says how many.
+    pub(crate) fn verify_missing(&self, chunks: &[ChunkId]) -> Result<u64, StoreError> {
+        for chunk in chunks {
+            self.scrub(&ShardKey::replica(*chunk))?;
+        }
+        self.forget_missing(chunks)
     }
 
     /// Those of the chunks that are here are not missing any more.
-    pub(crate) fn forget_missing(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
+    fn forget_missing(&self, chunks: &[ChunkId]) -> Result<u64, StoreError> {
         // Otherwise one that is quarantined meanwhile would never be fetched again.
         let _unchanged = self.shared.quarantines();
         let mut here = Vec::with_capacity(chunks.len());
@@ -387,7 +417,8 @@ impl<D: Disk> Store<D> {
                 here.push(*chunk);
             }
         }
-        Ok(self.shared.index.forget_missing(&here)?)
+        self.shared.index.forget_missing(&here)?;
+        Ok(here.len() as u64)
     }
 
     /// Whether a good copy of the chunk is here, as far as is known.
@@ -422,6 +453,14 @@ impl<D: Disk> Store<D> {
     pub(crate) fn poison(&self) -> Option<Arc<str>> {
         self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Runs what waits for the disk where nothing else waits for it.
+pub(crate) async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| StoreError::Disk("a read did not end".into()))
 }
 
 /// What was read; none if it is damaged.
@@ -834,6 +873,7 @@ impl<D: Disk> Writer<D> {
             mended: pending.mending.iter().map(|key| key.chunk).collect(),
             totals: Some(totals),
             indexed: pending.indexed,
+            ..IndexBatch::default()
         };
         self.shared.index.write(&batch).map_err(|error| error.to_string())
     }
