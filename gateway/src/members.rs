@@ -93,7 +93,7 @@ impl Members {
     }
 
     /// Says in the audit log which user a call is about, where that is the name of one.
-    fn note_user<M>(&self, request: &Request<M>, name: &str) {
+    pub(crate) fn note_user<M>(&self, request: &Request<M>, name: &str) {
         if let Ok(name) = name.parse::<UserName>() {
             note(request, |subject| subject.object = Some(format!("user {name}")));
         }

@@ -7,7 +7,7 @@
 //! asked for after each start.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -17,6 +17,9 @@ use coffer_model::encoding::decode;
 use coffer_model::id::{ChunkId, ClusterId, NodeId};
 use coffer_model::layout::{Layout, LayoutError};
 use coffer_service::files::{PRIVATE_FILE, create_private_dir, write_atomically};
+
+/// Where the descriptors after the first stand on the volume.
+pub(crate) const FOLDER: &str = "descriptors";
 
 /// Why something that members said of the cluster was not taken up.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +161,17 @@ impl Cluster {
         view.layouts = layouts.into();
         Ok(())
     }
+}
+
+/// Gives the volume of a new node the signed descriptors after the first: it is named in one of them, and
+/// starts only if it is.
+pub fn install_descriptors(data_dir: &Path, successors: &[Vec<u8>]) -> io::Result<()> {
+    let folder = data_dir.join(FOLDER);
+    create_private_dir(&folder)?;
+    for (number, signed) in (1..).zip(successors) {
+        write_atomically(&folder.join(file_name(number)), signed, PRIVATE_FILE)?;
+    }
+    Ok(())
 }
 
 fn verify_next(

@@ -22,5 +22,6 @@ mod scrub;
 mod serve;
 mod store;
 
+pub use cluster::install_descriptors;
 pub use config::{Config, read_config};
 pub use run::{Error, ROLE, init, run};

@@ -23,7 +23,7 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use crate::clock::LogClock;
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::complete::{Completer, Gauges, Parts};
 use crate::config::Config;
 use crate::disk::Folder;
@@ -136,7 +136,7 @@ impl Node {
             .map_err(Error::Identity)?;
         let identity = Arc::new(identity);
         let id = NodeId::from_bytes(*identity.id());
-        let cluster = Cluster::open(cluster, first, config.data_dir.join("descriptors"));
+        let cluster = Cluster::open(cluster, first, config.data_dir.join(cluster::FOLDER));
         let cluster = Arc::new(cluster.map_err(|error| Error::Descriptors(error.to_string()))?);
         if cluster.view().descriptor.node_key(id) != Some(identity.public_key()) {
             return Err(Error::NotNamed(id));

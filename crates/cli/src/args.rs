@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::{LayoutCommand, MemberCommand, NodeCommand, OrderCommand, VolumeRole};
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
 use crate::roles::RoleArgs;
@@ -278,6 +279,26 @@ pub(crate) enum Command {
     /// Write manual pages, one for each command
     Man {
         /// Into this folder
+        dir: PathBuf,
+    },
+    /// Storage nodes: take them in, drain them, take them out
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Metadata members: take them in, replace them, take them out
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// The layout: which storage nodes hold what
+    #[command(subcommand)]
+    Layout(LayoutCommand),
+    /// Orders for the whole cluster: retention, quotas, invites
+    #[command(subcommand)]
+    Order(OrderCommand),
+    /// Prepare the volume of a new storage node or member, and print its id and key
+    Volume {
+        /// What it is for
+        #[arg(long)]
+        role: VolumeRole,
+        /// The volume
         dir: PathBuf,
     },
     /// Run a whole cluster on this machine

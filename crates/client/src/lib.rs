@@ -9,6 +9,7 @@
 //! Nothing here prints, and no task outlives the session that started it.
 
 pub mod account;
+pub mod admin;
 pub mod contact;
 pub mod error;
 pub mod options;
@@ -48,6 +49,7 @@ mod testing;
 mod tests;
 
 pub use account::{Engine, Registered};
+pub use admin::Administration;
 pub use contact::{Authority, Endpoint, Pinned};
 pub use content::FileReader;
 pub use error::ClientError;

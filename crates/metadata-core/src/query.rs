@@ -545,3 +545,9 @@ pub fn totals(tables: &impl Tables) -> Result<Totals, TableError> {
 pub fn usage(tables: &impl Tables, home: &InodeId) -> Result<Usage, TableError> {
     Ok(load(tables, Table::Usage, home.as_bytes())?.unwrap_or_default())
 }
+
+/// The root of a user's home, if there is that user.
+pub fn home_of(tables: &impl Tables, name: &UserName) -> Result<Option<InodeId>, TableError> {
+    let row: Option<Row<UserLeaf>> = load(tables, Table::Users, name.as_str().as_bytes())?;
+    Ok(row.map(|row| row.leaf.home))
+}
