@@ -29,8 +29,10 @@ use crate::state::{
 use crate::tables::{Table, TableError, Tables};
 
 mod placement;
+mod policy;
 
 pub use placement::{feed, feed_position, layouts, proofs, releasable, rows_of};
+pub use policy::{Policy, policy, quota};
 
 /// The most successors of a descriptor in one answer.
 pub const SUCCESSORS_MAX: usize = 64;

@@ -164,6 +164,12 @@ pub mod meta {
     pub const FEED: &[u8] = b"feed";
     /// Totals over all homes.
     pub const TOTAL: &[u8] = b"total";
+    /// Number of the last order; absent: none.
+    pub const ORDER_NUMBER: &[u8] = b"order_number";
+    /// How long what was deleted stays, in ms; absent: as no order has said anything.
+    pub const RETENTION: &[u8] = b"retention";
+    /// Quota of homes that have none of their own, in bytes; absent: no limit.
+    pub const QUOTA: &[u8] = b"quota";
     /// The core version in force.
     pub const CORE_VERSION: &[u8] = b"core_version";
 }

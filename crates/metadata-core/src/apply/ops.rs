@@ -17,11 +17,13 @@ use coffer_model::object::{
     VAULT_MEMBERS_MAX, VaultLeaf, WRAP_BYTES_MAX,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op, Rejection, Rule};
+use coffer_model::order::{INVITE_SECRET_BYTES_MAX, INVITE_SECRET_BYTES_MIN};
 use coffer_model::session::CertificateHash;
 use coffer_model::time::LogTime;
 
 use crate::apply::tree::{directory, inode_state, live_place};
 use crate::apply::{Context, Stop, certificate_times_fit, charge, open_session};
+use crate::query;
 use crate::state::{
     CORE_VERSION_CHANGES, InodeState, OpRef, Row, Usage, entry_key, load, meta, page_key, row_key,
     staged_key, store, trash_key, version_key,
@@ -135,7 +137,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if leaf.principal != header.principal || leaf.identity != header.key {
             return Err(Rejection::Denied.into());
         }
-        if !self.context.open_registration {
+        if !self.use_invite(leaf.invite.as_ref())? && !self.context.open_registration {
             return Err(Rejection::InviteRequired.into());
         }
         let taken = self.tables.get(Table::Users, user.key.as_str().as_bytes())?.is_some()
@@ -185,6 +187,22 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         self.put_vault(vault)?;
         self.put_attrs(attrs, None)?;
         self.charge(&leaf.home, ENTRY_BYTES, 1, 0)
+    }
+
+    /// Uses the invite up, if it is one that counts and its secret has come along.
+    fn use_invite(&mut self, invite: Option<&Hash>) -> Result<bool, Stop> {
+        let Some(invite) = invite.filter(|_| self.context.core_version >= CORE_VERSION_CHANGES)
+        else {
+            return Ok(false);
+        };
+        let expires: Option<LogTime> = load(self.tables, Table::Invites, invite.as_bytes())?;
+        let secret = self.context.blobs.get(invite).map_or(0, |secret| secret.len());
+        let counts = expires.is_some_and(|expires| expires > self.context.time)
+            && (INVITE_SECRET_BYTES_MIN..=INVITE_SECRET_BYTES_MAX).contains(&secret);
+        if counts {
+            self.tables.delete(Table::Invites, invite.as_bytes());
+        }
+        Ok(counts)
     }
 
     fn update_user(&mut self, user: &Change<UserName, UserLeaf>) -> Result<(), Stop> {
@@ -824,7 +842,14 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
 
     fn charge(&mut self, home: &InodeId, bytes: u64, inodes: u64, rows: u64) -> Result<(), Stop> {
         self.charged = self.charged.saturating_add(bytes);
-        Ok(charge(self.tables, home, Usage { bytes, inodes, rows })?)
+        charge(self.tables, home, Usage { bytes, inodes, rows })?;
+        if bytes > 0 && self.context.core_version >= CORE_VERSION_CHANGES {
+            let used = query::usage(self.tables, home)?.bytes;
+            if query::quota(self.tables, home)?.is_some_and(|quota| used > quota) {
+                return Err(Rejection::QuotaExceeded.into());
+            }
+        }
+        Ok(())
     }
 
     fn row<L: Clone>(

@@ -7,6 +7,7 @@ mod bytes;
 mod invariants;
 mod kit;
 mod listing;
+mod orders;
 mod overlay;
 mod placement;
 mod random;

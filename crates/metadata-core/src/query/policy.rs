@@ -1,0 +1,35 @@
+//! What the administrators have ordered.
+
+use coffer_model::id::InodeId;
+use coffer_model::order::RETENTION_MS;
+
+use crate::state::{load, meta};
+use crate::tables::{Table, TableError, Tables};
+
+/// What counts for the whole cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// Number of the last order; 0 before there is one.
+    pub order_number: u64,
+    /// How long what was deleted stays, in ms of log time.
+    pub retention_ms: u64,
+    /// Bytes a home may use that has no quota of its own; none: no limit.
+    pub default_quota: Option<u64>,
+}
+
+/// What counts now.
+pub fn policy(tables: &impl Tables) -> Result<Policy, TableError> {
+    Ok(Policy {
+        order_number: load(tables, Table::Meta, meta::ORDER_NUMBER)?.unwrap_or(0),
+        retention_ms: load(tables, Table::Meta, meta::RETENTION)?.unwrap_or(RETENTION_MS),
+        default_quota: load(tables, Table::Meta, meta::QUOTA)?,
+    })
+}
+
+/// How many bytes a home may use, by its own quota or that of all homes; none: no limit.
+pub fn quota(tables: &impl Tables, home: &InodeId) -> Result<Option<u64>, TableError> {
+    match load(tables, Table::Quotas, home.as_bytes())? {
+        Some(own) => Ok(Some(own)),
+        None => load(tables, Table::Meta, meta::QUOTA),
+    }
+}
