@@ -162,7 +162,7 @@ impl AdminService for Admin {
                 let text = "the order is not signed by enough administrators of the cluster";
                 return Err(status(Code::PermissionDenied, "NOT_AN_ADMINISTRATOR", text, &[]));
             }
-            let last = 0u64 /*FIXME*/;
+            let last = query::policy(view).map_err(store_failed)?.order_number;
             if last.checked_add(1) != Some(number) {
                 let text = format!("the last order has number {last}: sign it with the next one");
                 return Err(status(Code::FailedPrecondition, "NOT_NEXT", &text, &[]));
@@ -171,7 +171,7 @@ impl AdminService for Admin {
         });
         let op = SystemOp::Order { order, signatures };
         let revision = self.change(checked.await?, op, move |view| {
-            Ok(0u64 /*FIXME*/ >= number)
+            Ok(query::policy(view).map_err(store_failed)?.order_number >= number)
         });
         Ok(Response::new(pb::GiveOrderResponse { revision: revision.await? }))
     }
@@ -196,7 +196,7 @@ impl AdminService for Admin {
             Ok(pb::FindHomeResponse {
                 home: home.as_bytes().to_vec().into(),
                 used_bytes: query::usage(view, &home).map_err(store_failed)?.bytes,
-                quota_bytes: None,
+                quota_bytes: query::quota(view, &home).map_err(store_failed)?,
             })
         });
         Ok(Response::new(answer.await?))

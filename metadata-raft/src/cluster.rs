@@ -74,6 +74,7 @@ impl ClusterService for Cluster {
             let totals = query::totals(view).map_err(store_failed)?;
             let layouts = query::layouts(view).map_err(store_failed)?;
             let in_layout = layouts.as_ref().map(|layouts| layouts.in_force().holders_all());
+            let policy = query::policy(view).map_err(store_failed)?;
             let proofs = query::proofs(view).map_err(store_failed)?;
             let now = Instant::now();
             let node_status = |node: &coffer_model::descriptor::StorageNode| {
@@ -111,6 +112,9 @@ impl ClusterService for Cluster {
                 former_layouts: layouts.map_or(0, |all| number(all.former().len())),
                 core_version: query::core_version(view).map_err(store_failed)?,
                 descriptor_number: descriptor.number,
+                order_number: policy.order_number,
+                retention_ms: policy.retention_ms,
+                default_quota_bytes: policy.default_quota,
                 feed_position: query::feed_position(view).map_err(store_failed)?,
                 ..pb::GetStatusResponse::default()
             })

@@ -33,6 +33,9 @@ pub struct Config {
     /// `settle`: how long a committed chunk may still be on its way before it is fetched from a
     /// sibling.
     pub settle: Duration,
+    /// `compare_every`: how often all that is kept is compared with all that commits have named; that is
+    /// also done at each start and when the layout changes.
+    pub compare_every: Duration,
     /// `scrub_every`: how long it takes at least to read everything back once and check it.
     pub scrub_every: Duration,
     /// `scrub_bytes_per_second`: how fast it is read at most.
@@ -61,6 +64,7 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         report_every: reader.duration_ms("report_every", 50..=10_000, 3000),
         poll_every: reader.duration_ms("poll_every", 20..=10_000, 500),
         settle: reader.duration_ms("settle", 0..=60_000, 3000),
+        compare_every: reader.duration_ms("compare_every", 1000..=30 * DAY_MS, DAY_MS / 4),
         scrub_every: reader.duration_ms("scrub_every", 1000..=365 * DAY_MS, 7 * DAY_MS),
         scrub_bytes_per_second: reader.bytes_size(
             "scrub_bytes_per_second",
@@ -94,6 +98,16 @@ key = "key"
         let file = dir.path().join("storage.toml");
         std::fs::write(&file, format!("{more}{NEEDED}")).unwrap();
         read_config(Some(&file))
+    }
+
+    #[test]
+    fn comparing_has_a_default_and_bounds() {
+        assert_eq!(read("").unwrap().compare_every, Duration::from_secs(6 * 60 * 60));
+        let config = read("compare_every = \"2h\"\n").unwrap();
+        assert_eq!(config.compare_every, Duration::from_secs(2 * 60 * 60));
+        for refused in ["compare_every = 0\n", "compare_every = \"31d\"\n"] {
+            assert!(read(refused).is_err(), "{refused}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ const TOTALS: &[u8] = b"totals";
 const OWNER: &[u8] = b"owner";
 /// Not `scrub`: what begins with `s` is a segment's.
 const PASS: &[u8] = b"pass";
+const PROVEN: &[u8] = b"proven";
 const SEGMENT_PREFIX: u8 = b's';
 /// Rows of lost shards that are written at once; a whole segment's would take up much memory.
 const LOST_PER_BATCH: usize = 4096;
@@ -72,6 +73,13 @@ pub(crate) struct Missing {
 /// The time at which a quarantined chunk was noticed, as its row of missing chunks says it: it was
 /// here, so nobody need wait until it arrives.
 pub(crate) const QUARANTINED: u64 = 0;
+
+/// What the node has proven last: that it holds its share of a layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Proven {
+    pub(crate) layout: u64,
+    pub(crate) position: u64,
+}
 
 /// How much is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -340,10 +348,52 @@ impl Index {
         Ok(found)
     }
 
+    /// Up to `limit` chunks behind `after` that have a row, quarantined or not.
+    pub(crate) fn chunks_after(
+        &self,
+        after: Option<&ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, IndexError> {
+        // A chunk is one shard as long as there are only replicas.
+        let shards = self.shards_after(after.map(|it| ShardKey::replica(*it)).as_ref(), limit)?;
+        Ok(shards.into_iter().map(|shard| shard.chunk).collect())
+    }
+
+    /// Up to `limit` surplus chunks behind `after`.
+    pub(crate) fn surplus(
+        &self,
+        after: Option<&ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, IndexError> {
+        let start = after.map_or(&[][..], |chunk| chunk.as_bytes());
+        let mode = IteratorMode::From(start, rocksdb::Direction::Forward);
+        let mut found = Vec::new();
+        for row in self.db.iterator_cf(self.family(SURPLUS), mode) {
+            if found.len() == limit {
+                break;
+            }
+            let (key, _) = row?;
+            let chunk = ChunkId::try_from(key.as_ref()).map_err(damaged)?;
+            if Some(&chunk) != after {
+                found.push(chunk);
+            }
+        }
+        Ok(found)
+    }
+
     /// How many chunks are surplus, counted up to `limit`.
     pub(crate) fn count_surplus(&self, limit: usize) -> u64 {
         let rows = self.db.iterator_cf(self.family(SURPLUS), IteratorMode::Start);
         rows.take(limit).map(|_| 1).sum()
+    }
+
+    /// What was proven last; none if nothing was.
+    pub(crate) fn proven(&self) -> Result<Option<Proven>, IndexError> {
+        self.load(META, PROVEN)
+    }
+
+    pub(crate) fn set_proven(&self, proven: &Proven) -> Result<(), IndexError> {
+        Ok(self.db.put_cf(self.family(META), PROVEN, encode(proven))?)
     }
 
     /// How many chunks are missing, counted up to `limit`.

@@ -8,10 +8,12 @@
 
 mod clock;
 mod cluster;
+mod compare;
 mod complete;
 mod config;
 mod disk;
 mod door;
+mod forget;
 mod index;
 #[cfg(test)]
 mod kit;

@@ -24,13 +24,16 @@ use tower::Layer;
 
 use crate::clock::LogClock;
 use crate::cluster::{self, Cluster};
-use crate::complete::{Completer, Gauges, Parts};
+use crate::compare::{Comparer, Schedule};
+use crate::complete::{Completer, Gauges};
 use crate::config::Config;
 use crate::disk::Folder;
 use crate::index::Index;
+use crate::members::Members;
 use crate::scrub::{Meters, Pace, Scrubber};
 use crate::serve::{Served, Service};
 use crate::store::{Owner, Sizes, Store};
+use crate::{compare, complete};
 
 /// The role in a storage node's certificate and on its volume.
 pub const ROLE: &str = "storage";
@@ -181,8 +184,21 @@ impl Node {
         let clock = Arc::new(LogClock::default());
         let health = Health::new().await.with_metrics(watch.metrics());
         let (listen, health_listen, totals) = (config.listen, config.health_listen, store.totals());
+        let schedule =
+            Schedule { compare_every: config.compare_every, look_every: config.poll_every };
+        let comparer = Comparer::new(
+            compare::Parts {
+                cluster: Arc::clone(&cluster),
+                node: id,
+                identity: Arc::clone(&identity),
+                store: store.clone(),
+                clock: Arc::clone(&clock),
+            },
+            schedule,
+            Members::new(Arc::clone(&cluster), &tls),
+        );
         let completer = Completer::new(
-            Parts {
+            complete::Parts {
                 cluster: Arc::clone(&cluster),
                 node: id,
                 identity,
@@ -198,6 +214,7 @@ impl Node {
             served.map_err(|source| Error::Listen { address, source })?;
         }
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
+        part.spawn("compare the store", comparer.run(part.clone()));
         part.spawn("scrub the store", scrubber.run(part.clone()));
         part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
 

@@ -12,6 +12,9 @@
 //! What is beyond the capacity that the node offers is refused in the same way; room for what is known
 //! here already, good or damaged, has been counted before.
 //!
+//! A chunk that nothing needs here is forgotten by the writer, between flushes: what it has promised by
+//! then counts, and what comes later is taken as something new.
+//!
 //! A shard that cannot be read back as it was written is quarantined: its row stays, with the promise
 //! that was given for it, but it counts as absent and as missing until it is written anew and the new
 //! record has been read back. **Rows are changed by the writer, and quarantined by whoever reads; both
@@ -54,6 +57,8 @@ const RECOVERED_PER_BATCH: usize = 16_384;
 const ASIDE_PER_START_MAX: usize = 16;
 /// What is looked through at a time for the next record that can be read.
 const LOOK_BYTES: usize = 64 << 10;
+/// Missing chunks that are looked at in one piece.
+const MISSING_PER_LOOK: usize = if cfg!(test) { 4 } else { 4096 };
 /// Room that a job takes up beyond its bytes.
 const JOB_BYTES: usize = 256;
 
@@ -117,6 +122,13 @@ struct Job {
     room: OwnedSemaphorePermit,
 }
 
+/// What the writer is asked to do.
+enum Order {
+    Hold(Job),
+    /// Forgets chunks that are surplus and promised no longer than until the time beside each.
+    Forget(Vec<(ChunkId, LogTime)>, oneshot::Sender<Result<u64, StoreError>>),
+}
+
 impl Job {
     /// Gives back the room the job took up, and then answers. A caller that went away does not want
     /// to know.
@@ -130,7 +142,7 @@ impl Job {
 /// The store. Clones share it.
 pub(crate) struct Store<D: Disk> {
     shared: Arc<Shared<D>>,
-    jobs: mpsc::Sender<Job>,
+    orders: mpsc::Sender<Order>,
     room: Arc<Semaphore>,
 }
 
@@ -138,7 +150,7 @@ impl<D: Disk> Clone for Store<D> {
     fn clone(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
-            jobs: self.jobs.clone(),
+            orders: self.orders.clone(),
             room: Arc::clone(&self.room),
         }
     }
@@ -248,7 +260,7 @@ impl<D: Disk> Store<D> {
             quarantines: Mutex::new(0),
             reading: AtomicUsize::new(0),
         });
-        let (jobs, waiting) = mpsc::channel(QUEUE_JOBS);
+        let (orders, waiting) = mpsc::channel(QUEUE_JOBS);
         let writer =
             Writer { disk, shared: Arc::clone(&shared), owner, segment_bytes, end, totals };
         let thread = thread::Builder::new()
@@ -256,7 +268,7 @@ impl<D: Disk> Store<D> {
             .spawn(move || writer.run(waiting))
             .map_err(disk_error)?;
         let room = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok((Self { shared, jobs, room }, thread))
+        Ok((Self { shared, orders, room }, thread))
     }
 
     /// Stores chunks and gives their receipts, in order.
@@ -295,7 +307,19 @@ impl<D: Disk> Store<D> {
         let room = room.map_err(|_| StoreError::Stopping)?;
         let (reply, answer) = oneshot::channel();
         let job = Job { items, keep_until, reply, room };
-        self.jobs.send(job).await.map_err(|_| StoreError::Stopping)?;
+        self.orders.send(Order::Hold(job)).await.map_err(|_| StoreError::Stopping)?;
+        answer.await.map_err(|_| StoreError::Stopping)?
+    }
+
+    /// Forgets those of the chunks that are surplus and promised until before the time beside each; it
+    /// is durable when this returns. Says how many they were.
+    pub(crate) async fn forget(&self, chunks: Vec<(ChunkId, LogTime)>) -> Result<u64, StoreError> {
+        if let Some(why) = self.poison() {
+            return Err(StoreError::Poisoned(why));
+        }
+        let (reply, answer) = oneshot::channel();
+        let order = Order::Forget(chunks, reply);
+        self.orders.send(order).await.map_err(|_| StoreError::Stopping)?;
         answer.await.map_err(|_| StoreError::Stopping)?
     }
 
@@ -396,6 +420,43 @@ impl<D: Disk> Store<D> {
         let notes = Notes { missing: &absent, noticed_unix_ms, expected, surplus: &beside, cursor };
         self.index().note(&notes)?;
         Ok(lacking)
+    }
+
+    /// Of what is noted as missing behind `after` up to `end`, forgets what no row names. Rows made after
+    /// `position` are not known to the caller: if the feed was followed beyond it, nothing is forgotten.
+    pub(crate) fn need_no_more(
+        &self,
+        after: Option<&ChunkId>,
+        end: Option<&ChunkId>,
+        rows: &[ChunkId],
+        position: u64,
+    ) -> Result<(), StoreError> {
+        let index = self.index();
+        // Otherwise the feed could be followed, and chunks be quarantined, in between.
+        let _unchanged = self.shared.quarantines();
+        if index.cursor()? > position {
+            return Ok(());
+        }
+        let mut from = after.copied();
+        loop {
+            let listed = index.missing(from.as_ref(), MISSING_PER_LOOK)?;
+            let next = listed.get(MISSING_PER_LOOK - 1).map(|(chunk, _)| *chunk);
+            let mut unneeded = Vec::new();
+            for (chunk, _) in listed {
+                let is_within =
+                    after.is_none_or(|after| *after < chunk) && end.is_none_or(|end| chunk <= *end);
+                let is_unneeded = is_within
+                    && rows.binary_search(&chunk).is_err()
+                    && index.location(&ShardKey::replica(chunk))?.is_none();
+                unneeded.extend(is_unneeded.then_some(chunk));
+            }
+            index.forget_missing(&unneeded)?;
+            let is_behind = |next: &ChunkId| end.is_some_and(|end| next >= end);
+            if next.is_none_or(|next| is_behind(&next)) {
+                return Ok(());
+            }
+            from = next;
+        }
     }
 
     /// Reads back those of the chunks that came since they were noted as missing. What the disk gives
@@ -721,6 +782,32 @@ fn location_of(record: &Record, segment: u64, offset: u64) -> Location {
     }
 }
 
+/// What one flush takes of what waits: jobs up to a size. Something else that comes between them is
+/// given back.
+fn gather(first: Job, waiting: &mut mpsc::Receiver<Order>) -> (Vec<Job>, Option<Order>) {
+    let mut jobs = vec![first];
+    let mut bytes = 0;
+    while bytes < FLUSH_BYTES {
+        match waiting.try_recv() {
+            Ok(Order::Hold(job)) => {
+                bytes += job.room.num_permits();
+                jobs.push(job);
+            }
+            Ok(other) => return (jobs, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (jobs, None)
+}
+
+fn refuse(order: Order, why: &Arc<str>) {
+    let refusal = StoreError::Poisoned(Arc::clone(why));
+    match order {
+        Order::Hold(job) => job.answer(Err(refusal)),
+        Order::Forget(_, reply) => drop(reply.send(Err(refusal))),
+    }
+}
+
 struct Writer<D: Disk> {
     disk: D,
     shared: Arc<Shared<D>>,
@@ -762,41 +849,80 @@ struct Pending {
 type Taken = Result<Vec<Option<Held>>, StoreError>;
 
 impl<D: Disk> Writer<D> {
-    fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
-        while let Some(first) = waiting.blocking_recv() {
-            let mut jobs = vec![first];
-            let mut bytes = 0;
-            while bytes < FLUSH_BYTES {
-                let Ok(job) = waiting.try_recv() else { break };
-                bytes += job.room.num_permits();
-                jobs.push(job);
-            }
-            match self.flush(&jobs) {
-                Ok(receipts) => {
-                    for (job, receipts) in jobs.into_iter().zip(receipts) {
-                        job.answer(receipts);
+    fn run(mut self, mut waiting: mpsc::Receiver<Order>) {
+        let mut next = None;
+        while let Some(order) = next.take().or_else(|| waiting.blocking_recv()) {
+            match order {
+                Order::Hold(first) => {
+                    let jobs;
+                    (jobs, next) = gather(first, &mut waiting);
+                    if let Err(why) = self.hold(jobs) {
+                        next.into_iter().for_each(|order| refuse(order, &why));
+                        waiting.close();
+                        while let Some(order) = waiting.blocking_recv() {
+                            refuse(order, &why);
+                        }
+                        break;
                     }
                 }
-                Err(why) => {
-                    let why: Arc<str> = why.into();
-                    tracing::error!(%why, "the disk failed; no writes are taken any more");
-                    let mut poison =
-                        self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner);
-                    *poison = Some(Arc::clone(&why));
-                    drop(poison);
-                    for job in jobs {
-                        job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
-                    }
-                    waiting.close();
-                    while let Some(job) = waiting.blocking_recv() {
-                        job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
-                    }
+                Order::Forget(chunks, reply) => {
+                    // Who went away does not want to know.
+                    let _ = reply.send(self.forget(&chunks));
                 }
             }
         }
         if let Err(error) = self.shared.index.sync() {
             tracing::warn!(%error, "the index could not be synced; the next start reads more");
         }
+    }
+
+    /// Flushes jobs and answers them; if that fails, the store is poisoned.
+    fn hold(&mut self, jobs: Vec<Job>) -> Result<(), Arc<str>> {
+        match self.flush(&jobs) {
+            Ok(receipts) => {
+                for (job, receipts) in jobs.into_iter().zip(receipts) {
+                    job.answer(receipts);
+                }
+                Ok(())
+            }
+            Err(why) => {
+                let why: Arc<str> = why.into();
+                tracing::error!(%why, "the disk failed; no writes are taken any more");
+                let mut poison = self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner);
+                *poison = Some(Arc::clone(&why));
+                drop(poison);
+                for job in jobs {
+                    job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Forgets chunks. Every receipt was given by this thread, so that none is given meanwhile.
+    fn forget(&mut self, chunks: &[(ChunkId, LogTime)]) -> Result<u64, StoreError> {
+        let index = &self.shared.index;
+        // Otherwise the feed could name one that is counted as here, and is not in a moment.
+        let unchanged = self.shared.quarantines();
+        let mut totals = self.totals;
+        let mut forgotten = Vec::new();
+        for (chunk, released) in chunks {
+            let key = ShardKey::replica(*chunk);
+            let Some(location) = index.location(&key)? else { continue };
+            if location.keep_until >= *released || !index.is_surplus(chunk)? {
+                continue;
+            }
+            totals.shards = totals.shards.saturating_sub(1);
+            totals.bytes = totals.bytes.saturating_sub(u64::from(location.length));
+            forgotten.push(key);
+        }
+        let count = forgotten.len() as u64;
+        index.write(&IndexBatch { forgotten, totals: Some(totals), ..IndexBatch::default() })?;
+        drop(unchanged);
+        self.totals = totals;
+        *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        index.sync()?;
+        Ok(count)
     }
 
     /// Appends what is new, makes it durable, indexes it, and only then makes receipts: none for a

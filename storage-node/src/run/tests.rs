@@ -37,6 +37,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
+use crate::clock::HOLD_MS;
 use crate::door::now_unix_ms;
 use crate::kit::{self, Key, START, administrator, chunk, ids};
 
@@ -220,7 +221,9 @@ impl MemberService for MemberServer {
             return Err(Status::unavailable("away"));
         }
         let proof: ShareProof = decode("proof", &request.proof).unwrap();
-        let key = world.descriptor.node_key(proof.node).unwrap();
+        let Some(key) = world.descriptor.node_key(proof.node) else {
+            return Err(Status::permission_denied("who are you?"));
+        };
         let signature = Signature::from_bytes(request.signature[..].try_into().unwrap());
         key.verify(Domain::ShareProof, &self.0.cluster, &request.proof, &signature).unwrap();
         world.proofs.push(proof);
@@ -411,6 +414,7 @@ impl Cluster {
             report_every: Duration::from_millis(50),
             poll_every: Duration::from_millis(20),
             settle: Duration::ZERO,
+            compare_every: Duration::from_secs(6 * 60 * 60),
             scrub_every: Duration::from_secs(7 * 24 * 60 * 60),
             scrub_bytes_per_second: 20 << 20,
             health_listen: None,
@@ -933,6 +937,145 @@ async fn what_is_known_to_be_missing_comes_while_no_member_answers() {
     cluster.put(&sibling, 1, &chunks).await;
     let came = async { while cluster.get(&node, &chunks).await != bytes(&chunks) {} };
     tokio::time::timeout(LONG, came).await.unwrap();
+    node.stop().await;
+    sibling.stop().await;
+}
+
+/// Compares all the time.
+fn always_comparing(config: Config) -> Config {
+    Config { compare_every: Duration::from_millis(100), ..config }
+}
+
+/// Goal: data moves to the nodes of a new layout, and only when they have proven it, the old ones give
+/// it up. Method: one node of three is replaced by another; the last receipts have run out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layout_moves_data_and_the_old_copy_goes_after_the_new_one_is_proven() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..20);
+    let mut nodes = Vec::new();
+    for at in 0..=SPARE {
+        nodes.push(cluster.start(at).await);
+    }
+    cluster.put(&nodes[0], 0, &chunks).await;
+    cluster.put(&nodes[1], 1, &chunks).await;
+    cluster.members.feed().extend(ids(&chunks));
+    cluster.until(|| (0..3).all(|at| cluster.reported(at) == (20, 0))).await;
+    // Nobody proves more than is there: the new holder's siblings are gone before it has anything.
+    cluster.members.world().is_away = true;
+    cluster.change_layout(&[1, 2, SPARE]);
+    let begin = cluster.members.world().time.plus_ms(2 * HOLD_MS);
+    cluster.members.world().time = begin;
+    cluster.members.world().is_away = false;
+    let has_proven = |at: usize| {
+        let world = cluster.members.world();
+        world
+            .proofs
+            .iter()
+            .any(|it| (it.node, it.layout, it.position) == (cluster.nodes[at], 2, 20))
+    };
+    cluster.until(|| [1, 2, SPARE].into_iter().all(has_proven)).await;
+    cluster.until(|| cluster.reported(SPARE) == (20, 0)).await;
+    assert_eq!(cluster.get(&nodes[SPARE], &chunks).await, bytes(&chunks));
+    assert_eq!(cluster.reported(0), (20, 0), "by a former layout it is still its own");
+    assert!(cluster.members.world().released.is_empty());
+
+    cluster.members.world().layouts.truncate(1);
+    // The next comparison is hours away; a start compares at once.
+    nodes.remove(0).stop().await;
+    let node = cluster.start(0).await;
+    cluster.until(|| cluster.reported(0) == (0, 0)).await;
+    cluster.until(|| cluster.report_of(0).surplus_chunks == 0).await;
+    assert_eq!(cluster.get(&node, &chunks).await, vec![Bytes::new(); 20]);
+    for (at, node) in (1..).zip(nodes) {
+        assert_eq!(cluster.reported(at), (20, 0));
+        node.stop().await;
+    }
+    node.stop().await;
+}
+
+/// Goal: a node that lacks what it should hold does not say that it has it. Method: a chunk that is
+/// nowhere, a member that takes no proof for a while, and then the chunk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_share_is_proven_only_when_all_of_it_is_here() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..7);
+    let (node, sibling) = (cluster.start(0).await, cluster.start(1).await);
+    cluster.put(&sibling, 1, &chunks[..6]).await;
+    cluster.members.feed().extend(ids(&chunks));
+    cluster.change_layout(&[0, 1, 2]);
+    cluster.until(|| (0..2).all(|at| cluster.reported(at) == (6, 1))).await;
+    let proofs = |at: usize| -> Vec<(u64, u64)> {
+        let world = cluster.members.world();
+        let own = world.proofs.iter().filter(|it| it.node == cluster.nodes[at]);
+        own.map(|it| (it.layout, it.position)).filter(|it| it.0 == 2).collect()
+    };
+    // Long enough for many looks.
+    let before = cluster.report_of(0).report;
+    cluster.until(|| cluster.report_of(0).report != before).await;
+    assert_eq!(proofs(0), []);
+    cluster.members.world().is_away = true;
+    cluster.put(&sibling, 1, &chunks[6..]).await;
+    cluster.until(|| (0..2).all(|at| cluster.reported(at) == (7, 0))).await;
+    assert_eq!(proofs(0), []);
+    cluster.members.world().is_away = false;
+    cluster.until(|| proofs(0) == [(2, 7)] && proofs(1) == [(2, 7)]).await;
+    // It is not said again after a restart, but when there is more.
+    node.stop().await;
+    let node = cluster.start_with(0, always_comparing).await;
+    let more = chunk(9, 1000);
+    cluster.put(&node, 0, std::slice::from_ref(&more)).await;
+    cluster.members.feed().push(more.id());
+    cluster.until(|| proofs(0).last() == Some(&(2, 8))).await;
+    assert_eq!(proofs(0), [(2, 7), (2, 8)]);
+    node.stop().await;
+    sibling.stop().await;
+}
+
+/// Goal: what no commit names goes when its receipt has run out and no earlier; what a purge has taken
+/// out goes too, and all else stays. Method: log time, moved by the test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nothing_names_is_forgotten_when_its_receipts_have_run_out() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..9);
+    let node = cluster.start_with(0, always_comparing).await;
+    cluster.put(&node, 0, &chunks).await;
+    cluster.members.feed().extend(ids(&chunks[..6]));
+    cluster.members.world().purged.extend(ids(&chunks[4..6]));
+    cluster.until(|| cluster.report_of(0).surplus_chunks == 5).await;
+    // The node asks for no leave while it has promised to keep them.
+    assert!(cluster.members.world().released.is_empty());
+    assert_eq!(cluster.reported(0), (9, 0));
+    cluster.members.world().time = START.plus_ms(HOLD_MS + 60_000);
+    cluster.until(|| cluster.reported(0) == (4, 0)).await;
+    cluster.until(|| cluster.report_of(0).surplus_chunks == 0).await;
+    let mut expected = bytes(&chunks);
+    expected[4..].fill(Bytes::new());
+    assert_eq!(cluster.get(&node, &chunks).await, expected);
+    assert_eq!(cluster.report_of(0).used_bytes, 4000);
+    node.stop().await;
+}
+
+/// Goal: a node that lost its index, or part of it, learns from comparing what is missing, though its
+/// cursor stands behind. Method: the segments are removed under the index of a node that stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_finds_what_the_feed_does_not_say_again() {
+    let cluster = Cluster::new().await;
+    let chunks = chunks(0..5);
+    let (node, sibling) = (cluster.start(0).await, cluster.start(1).await);
+    cluster.put(&node, 0, &chunks).await;
+    cluster.put(&sibling, 1, &chunks).await;
+    cluster.members.feed().extend(ids(&chunks));
+    cluster.until(|| (0..2).all(|at| cluster.reported(at) == (5, 0))).await;
+    node.stop().await;
+    // An index that says how far the feed was followed, and no more.
+    std::fs::remove_dir_all(cluster.volume(0).join("segments")).unwrap();
+    std::fs::remove_dir_all(cluster.volume(0).join("index")).unwrap();
+    let index = Index::open(&cluster.volume(0).join("index")).unwrap();
+    index.note(&crate::index::Notes { cursor: Some(5), ..Default::default() }).unwrap();
+    drop(index);
+    let node = cluster.start(0).await;
+    cluster.until(|| cluster.reported(0) == (5, 0)).await;
+    assert_eq!(cluster.get(&node, &chunks).await, bytes(&chunks));
     node.stop().await;
     sibling.stop().await;
 }
