@@ -328,7 +328,7 @@ impl<'a> Operator<'a> {
         if wait.wait { self.wait_for_copies().await } else { Ok(()) }
     }
 
-    /// Waits until no former layout is left and nothing is missing.
+    /// Waits until every node has proven its share, which is when no former layout is left.
     async fn wait_for_copies(&self) -> Result<()> {
         let mut said = String::new();
         loop {
@@ -340,7 +340,9 @@ impl<'a> Operator<'a> {
             let now = format!(
                 "{missing} chunks to fetch, {proven} of {all} nodes have proven their share"
             );
-            if status.former_layouts == 0 && missing == 0 {
+            // Each proof says that nothing was missing up to a position. What is being written meanwhile is
+            // always on its way to some node.
+            if status.former_layouts == 0 {
                 self.told("every chunk is where it belongs");
                 return Ok(());
             }

@@ -147,7 +147,7 @@ pub(crate) fn make(dir: &Path, role: Role) -> Result<Made> {
     let peer = peer_of(dir, &process.name, role)?;
     let tls_dir = dir.join(&process.name).join("tls");
     let tls = authority.issue_into(&tls_dir, &[&process.name], &peer)?;
-    let config = config_text(dir, &process, &tls, false);
+    let config = config_text(dir, &process, &tls, false, true);
     write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
     Ok(Made { process, key })
 }
@@ -278,7 +278,7 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
             &[&process.name, &gateway_host],
             &peer,
         )?;
-        let config = config_text(dir, process, &tls, number == 0);
+        let config = config_text(dir, process, &tls, number == 0, false);
         write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
     }
     let founded = Founded { version: VERSION, cluster: cluster.to_string(), processes };
@@ -305,7 +305,14 @@ fn audit_file(dir: &Path, name: &str) -> PathBuf {
     dir.join(name).join("audit.jsonl")
 }
 
-fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -> String {
+/// `is_later` is for a process that the first descriptor does not name.
+fn config_text(
+    dir: &Path,
+    process: &Process,
+    tls: &TlsFiles,
+    bootstrap: bool,
+    is_later: bool,
+) -> String {
     let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
     let mut text = format!(
         "listen = \"{}\"\ndescriptor = {}\n",
@@ -321,7 +328,7 @@ fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -
                 quoted(&dir.join("secret/opaque.setup")),
                 quoted(&audit_file(dir, &process.name)),
             );
-            if successors_file(dir).exists() {
+            if is_later {
                 text += &format!("successors = {}\n", quoted(&successors_file(dir)));
             }
         }

@@ -10,4 +10,5 @@ mod faults;
 mod hot_directory;
 mod large;
 mod linear;
+mod moving;
 mod observed;
