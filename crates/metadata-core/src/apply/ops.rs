@@ -148,9 +148,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if user.expected.is_some() || vault.expected.is_some() || attrs.expected.is_some() {
             return Err(invalid(Rule::UserIsNew));
         }
-        if inode_state(self.tables, &leaf.home)?.is_some() {
-            return Err(Rejection::InodeExists.into());
-        }
+        self.claim_inode(&leaf.home)?;
         if leaf.keyring_epoch != 1 {
             return Err(invalid(Rule::FirstEpoch));
         }
@@ -365,12 +363,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             return Err(invalid(Rule::OneInode));
         }
         let standing = self.free_name(entry)?;
-        if inode_state(self.tables, &leaf.inode)?.is_some()
-            || gone::purge_has_begun(self.tables, &leaf.inode)?
-        {
-            return Err(Rejection::InodeExists.into());
-        }
-        gone::take(self.tables, &leaf.inode)?;
+        self.claim_inode(&leaf.inode)?;
         if let Some(standing) = standing {
             self.keep_in_trash(key, standing)?;
         }
@@ -624,6 +617,17 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             return Err(Rejection::TooDeep.into());
         }
         Ok(place.home)
+    }
+
+    /// Takes an id for a new inode. Partial versions that were staged for it are its own from now on,
+    /// and wait for no purge.
+    fn claim_inode(&mut self, inode: &InodeId) -> Result<(), Stop> {
+        if inode_state(self.tables, inode)?.is_some() || gone::purge_has_begun(self.tables, inode)?
+        {
+            return Err(Rejection::InodeExists.into());
+        }
+        gone::take(self.tables, inode)?;
+        Ok(())
     }
 
     /// The live entry a change starts from.

@@ -302,6 +302,31 @@ fn a_tombstone_of_what_was_purged_under_another_name_is_not_shown() {
     crate::invariants::Checker::new(cluster.id).check(&cluster.tables);
 }
 
+/// Somebody stages parts for what becomes the home of somebody else: the home stands.
+#[test]
+fn a_home_is_not_purged_for_what_was_staged_before_it() {
+    let (mut cluster, mut alice) = alone();
+    cluster.give(Decision::Retention { ms: 0 });
+    let bob = User::newcomer("bob");
+    let at = StagedKey { inode: bob.home, write: write("w") };
+    let draft = stage(&cluster, &alice, at, 0..300);
+    alice.act(&mut cluster, &draft);
+    let mut late = cluster.clone();
+    User::join(&mut cluster, "bob");
+    cluster.tick_by(1);
+    assert_eq!(due(&cluster), []);
+    check_ignored("a home", &mut cluster, purge(bob.home));
+
+    late.tick_by(1);
+    check_logged(&mut late, purge(bob.home));
+    let mut draft = Draft::new();
+    let registration = bob.registration(&mut draft);
+    draft.push(registration);
+    let submission = bob.clone().by_identity(&late, &draft);
+    let Reply::Bundle { outcomes, .. } = late.submit(&submission) else { panic!() };
+    assert_eq!(outcomes, [Err(Rejection::InodeExists)]);
+}
+
 // -- partial versions -----------------------------------------------------------------------------
 
 fn stage(cluster: &Cluster, user: &User, at: StagedKey, chunks: std::ops::Range<u64>) -> Draft {

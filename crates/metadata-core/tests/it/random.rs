@@ -17,7 +17,7 @@ use coffer_model::object::{
     EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object,
 };
 use coffer_model::object::{StagedKey, StagedLeaf};
-use coffer_model::op::{Base, Change, HeadChange, Op};
+use coffer_model::op::{Base, Change, HeadChange, Op, Rejection};
 use coffer_model::order::Decision;
 use coffer_model::time::LogTime;
 use proptest::prelude::*;
@@ -86,6 +86,7 @@ enum Around {
     Tick(u32),
     Report(u8),
     Purge(Pick),
+    Quota(Option<u16>),
     OtherSession,
     OtherPrincipal,
     Late,
@@ -166,6 +167,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1u32..40_000).prop_map(Around::Tick),
         1 => any::<u8>().prop_map(Around::Report),
         3 => any::<Pick>().prop_map(Around::Purge),
+        1 => prop::option::weighted(0.4, any::<u16>()).prop_map(Around::Quota),
         1 => Just(Around::OtherSession),
         1 => Just(Around::OtherPrincipal),
         1 => Just(Around::Late),
@@ -653,6 +655,8 @@ struct Run {
     checker: Checker,
     fresh: u64,
     reports: u64,
+    /// How many bytes each home may use.
+    quota: Option<u64>,
     sent: Vec<(Submission, Reply)>,
     /// How often each outcome was seen.
     seen: BTreeMap<String, u64>,
@@ -668,8 +672,8 @@ impl Run {
             world.register(user.principal, &user.registration(&mut Draft::new()));
         }
         let checker = Checker::new(cluster.id);
-        let (sent, seen) = (Vec::new(), BTreeMap::new());
-        Self { cluster, users, world, checker, fresh: 0, reports: 0, sent, seen }
+        let (sent, seen, quota) = (Vec::new(), BTreeMap::new(), None);
+        Self { cluster, users, world, checker, fresh: 0, reports: 0, quota, sent, seen }
     }
 
     fn step(&mut self, step: &Step) {
@@ -681,6 +685,10 @@ impl Run {
                 self.cluster.system(report);
             }
             Around::Purge(pick) => self.purge(pick),
+            Around::Quota(bytes) => {
+                self.quota = bytes.map(u64::from);
+                self.cluster.give(Decision::Quota { home: None, bytes: self.quota });
+            }
             _ => {}
         }
         let draft = self.draft(step);
@@ -790,16 +798,22 @@ impl Run {
             let changes = slots.map(|slots| slots.changes.as_slice()).unwrap_or_default();
             let case = Case { who, op, changes, blobs: &blobs, time, sequence };
             let against = self.world.against(&case);
+            let over = against.is_empty() && self.over_quota(&case);
             let what = match outcome {
                 Ok(outcome) => {
                     assert_eq!(against, [], "op {index} was applied: {op:?}");
+                    assert!(!over, "op {index} was applied beyond the quota: {op:?}");
                     let cost = self.world.apply(&case);
                     assert_eq!(outcome.charged_bytes, cost, "op {index}: {op:?}");
                     format!("{} applied", op.verb())
                 }
                 Err(rejection) => {
+                    // What an op that is refused anyway would have cost, nobody knows.
+                    let quota = *rejection == Rejection::QuotaExceeded
+                        && self.quota.is_some()
+                        && (over || !against.is_empty());
                     assert!(
-                        against.iter().any(|reason| same(reason, rejection)),
+                        quota || against.iter().any(|reason| same(reason, rejection)),
                         "op {index} was refused ({rejection:?}), not for {against:?}: {op:?}"
                     );
                     let rejection = format!("{rejection:?}");
@@ -809,6 +823,15 @@ impl Run {
             };
             *self.seen.entry(what).or_default() += 1;
         }
+    }
+
+    /// Whether an op costs something, and its home would have used too much then.
+    fn over_quota(&self, case: &Case<'_>) -> bool {
+        let Some(quota) = self.quota else { return false };
+        let mut after = self.world.clone();
+        let cost = after.apply(case);
+        let grown = |home| after.used[home].bytes > self.world.used[home].bytes;
+        cost > 0 && after.used.iter().any(|(home, used)| grown(home) && used.bytes > quota)
     }
 
     /// A repeat gets the first answer and changes nothing.
@@ -1077,6 +1100,7 @@ fn random_bundles_meet_most_refusals() {
         "Manifest",
         "Payload",
         "Invalid",
+        "QuotaExceeded",
     ];
     for rejection in rejections {
         assert!(seen.keys().any(|what| what.ends_with(rejection)), "never met: {rejection}");
