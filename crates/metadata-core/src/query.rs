@@ -32,7 +32,7 @@ mod placement;
 mod policy;
 
 pub use placement::{feed, feed_position, layouts, proofs, releasable, rows_of};
-pub use policy::{Policy, policy, quota};
+pub use policy::{Policy, deleted_inodes, policy, purgeable, quota};
 
 /// The most successors of a descriptor in one answer.
 pub const SUCCESSORS_MAX: usize = 64;
@@ -401,7 +401,10 @@ pub fn list(
             let row: Row<EntryLeaf> = parse(Table::Entries, &value)?;
             let shown = match row.leaf.state {
                 EntryState::Live => true,
-                EntryState::Deleted => deleted,
+                // What was purged under another name is gone under this one too.
+                EntryState::Deleted => {
+                    deleted && tables.get(Table::Inodes, row.leaf.inode.as_bytes())?.is_some()
+                }
                 EntryState::Moved { .. } => false,
             };
             if shown {

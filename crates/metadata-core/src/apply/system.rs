@@ -11,7 +11,7 @@ use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, PublicKey, Signature};
 use coffer_model::time::LogTime;
 
-use crate::apply::{append, cluster, core_version};
+use crate::apply::{append, cluster, core_version, purge};
 use crate::state::{
     CORE_VERSION, CORE_VERSION_CHANGES, CORE_VERSION_MAX, FORMER_LAYOUTS_MAX, InodeState, Layouts,
     load, meta, store,
@@ -44,7 +44,7 @@ pub(crate) fn apply<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result
         SystemOp::Order { order: bytes, signatures } => {
             order(tables, bytes, signatures)?.then_some(time)
         }
-        SystemOp::Purge { .. } => None,
+        SystemOp::Purge { inode } => purge::step(tables, inode, time)?.then_some(time),
     };
     if let Some(time) = applied_at {
         let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();

@@ -1,8 +1,9 @@
-//! What the administrators have ordered.
+//! What the administrators have ordered, and what is due by it.
 
 use coffer_model::id::InodeId;
 use coffer_model::order::RETENTION_MS;
 
+use crate::query::log_time;
 use crate::state::{load, meta};
 use crate::tables::{Table, TableError, Tables};
 
@@ -32,4 +33,22 @@ pub fn quota(tables: &impl Tables, home: &InodeId) -> Result<Option<u64>, TableE
         Some(own) => Ok(Some(own)),
         None => load(tables, Table::Meta, meta::QUOTA),
     }
+}
+
+/// Inodes whose purge is due or has begun, the longest gone first. Each takes as many steps as it takes
+/// until it is no longer among them.
+pub fn purgeable(tables: &impl Tables, limit: usize) -> Result<Vec<InodeId>, TableError> {
+    let retention_ms = policy(tables)?.retention_ms;
+    // The first moment that is not due: what has been gone since before it is.
+    let end = log_time(tables)?.unix_ms().saturating_sub(retention_ms);
+    let rows = tables.scan(Table::Deleted, &[], &end.to_be_bytes(), limit)?;
+    let inode = |key: &[u8]| {
+        InodeId::try_from(&key[8..]).map_err(|error| TableError(format!("deleted key: {error}")))
+    };
+    rows.iter().map(|(key, _)| inode(key)).collect()
+}
+
+/// How many inodes exist that were deleted or replaced.
+pub fn deleted_inodes(tables: &impl Tables) -> Result<u64, TableError> {
+    Ok(load(tables, Table::Meta, meta::DELETED)?.unwrap_or(0))
 }

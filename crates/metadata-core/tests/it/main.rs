@@ -10,6 +10,7 @@ mod listing;
 mod orders;
 mod overlay;
 mod placement;
+mod purge;
 mod random;
 mod refusals;
 mod sealed;
