@@ -4,8 +4,9 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use coffer_service::health::PLAIN_CONNECTIONS_MAX;
 use futures_util::future::join_all;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -122,4 +123,36 @@ async fn ready_connections_are_bounded_and_come_back() {
         }
     };
     timeout(LONG, let_in).await.unwrap();
+}
+
+/// Goal: the plain port cannot be taken from probes for long, nor take descriptors from the rest of
+/// the process. Method: silent connections up to its bound, one that is refused, and a probe that gets
+/// in once the silent ones are too old.
+#[tokio::test]
+async fn the_plain_port_is_bounded() {
+    let health = Health::new().await;
+    health.set_serving().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let age = Duration::from_secs(1);
+    let stop = CancellationToken::new();
+    let serving = health.clone();
+    tokio::spawn(async move { serving.serve_plain_with(listener, stop, age).await });
+    let mut silent = Vec::new();
+    for number in 0..PLAIN_CONNECTIONS_MAX {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        // Silent at once, within the head of HTTP/1, and after the preface of HTTP/2.
+        let said = [&b""[..], b"GET /metrics HTTP/1.1\r\nHost", PREFACE][number % 3];
+        stream.write_all(said).await.unwrap();
+        silent.push(stream);
+    }
+    let mut surplus = TcpStream::connect(addr).await.unwrap();
+    let end = timeout(LONG, surplus.read(&mut [0])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)));
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        let _ = timeout(LONG, stream.read_to_end(&mut rest)).await.expect("it is closed");
+    }
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    assert_eq!(check(endpoint.connect_lazy()).await.unwrap(), SERVING);
 }
