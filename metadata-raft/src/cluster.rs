@@ -15,6 +15,9 @@ use crate::access::{Door, Route, reading, store_failed};
 use crate::nodes::Nodes;
 use crate::reads::Reads;
 
+/// Deleted inodes are counted up to this many.
+const DELETED_COUNTED_MAX: usize = 10_000;
+
 /// The cluster service of one member.
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -116,7 +119,7 @@ impl ClusterService for Cluster {
                 retention_ms: policy.retention_ms,
                 default_quota_bytes: policy.default_quota,
                 feed_position: query::feed_position(view).map_err(store_failed)?,
-                ..pb::GetStatusResponse::default()
+                deleted_inodes: query::deleted(view, DELETED_COUNTED_MAX).map_err(store_failed)?,
             })
         });
         Ok(Response::new(answer.await?))

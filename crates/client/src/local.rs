@@ -88,6 +88,13 @@ impl LocalDir {
         }
     }
 
+    /// Whether the file system takes names that differ only in case for one. It is tried out: a file is
+    /// made, and looked for under the other name.
+    pub(crate) fn folds_case(self: &Arc<Self>) -> Result<bool, ClientError> {
+        let probe = Unfinished::create(Arc::clone(self))?;
+        self.exists(Path::new(&probe.spare.to_uppercase()))
+    }
+
     /// Makes a symbolic link. It is never followed here, wherever it points.
     pub(crate) fn symlink(
         &self,

@@ -52,3 +52,9 @@ pub fn purgeable(tables: &impl Tables, limit: usize) -> Result<Vec<InodeId>, Tab
 pub fn deleted_inodes(tables: &impl Tables) -> Result<u64, TableError> {
     Ok(load(tables, Table::Meta, meta::DELETED)?.unwrap_or(0))
 }
+
+/// How many inodes were deleted or replaced and are not purged yet, counted up to `most`.
+pub fn deleted(tables: &impl Tables, most: usize) -> Result<u64, TableError> {
+    let rows = tables.scan(Table::Deleted, &[], &[u8::MAX; 25], most)?;
+    Ok(u64::try_from(rows.len()).unwrap_or(u64::MAX))
+}
