@@ -15,9 +15,6 @@ use crate::access::{Door, Route, reading, store_failed};
 use crate::nodes::Nodes;
 use crate::reads::Reads;
 
-/// Deleted inodes are counted up to this many.
-const DELETED_COUNTED_MAX: usize = 10_000;
-
 /// The cluster service of one member.
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -32,13 +29,16 @@ fn client(channel: Channel) -> ClusterServiceClient<Channel> {
 
 #[tonic::async_trait]
 impl ClusterService for Cluster {
-    /// Answered by every member from what it has: both records are signed, and the layout carries a
-    /// version.
+    /// Answered by every member, also without a majority: the records are signed and numbered.
     async fn get_descriptor(
         &self,
         request: Request<pb::GetDescriptorRequest>,
     ) -> Result<Response<pb::GetDescriptorResponse>, Status> {
-        let view = self.reads.local();
+        // The latest where there is a majority; without one, what is known here.
+        let view = match self.reads.view().await {
+            Ok(confirmed) => confirmed.into_view().0,
+            Err(_) => self.reads.local(),
+        };
         let known = request.get_ref().known_number;
         let records = reading(move || {
             let descriptor = query::genesis(&view).map_err(store_failed)?.map(|(first, _)| first);
@@ -119,7 +119,7 @@ impl ClusterService for Cluster {
                 retention_ms: policy.retention_ms,
                 default_quota_bytes: policy.default_quota,
                 feed_position: query::feed_position(view).map_err(store_failed)?,
-                deleted_inodes: query::deleted(view, DELETED_COUNTED_MAX).map_err(store_failed)?,
+                deleted_inodes: query::deleted_inodes(view).map_err(store_failed)?,
             })
         });
         Ok(Response::new(answer.await?))

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Door;
 use crate::batch::Proposer;
+use crate::clock::unix_ms;
 use crate::reads::Reads;
 
 /// How often a leader looks whether there is something to do.
@@ -61,9 +62,10 @@ impl Duties {
             Ok::<_, coffer_metadata_core::TableError>((
                 query::core_version(&view)?,
                 query::purgeable(&view, PURGED_AT_ONCE)?,
+                query::next_purge(&view)?,
             ))
         });
-        let (version, purgeable) = match found.await {
+        let (version, purgeable, next_purge) = match found.await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
                 tracing::error!(%error, "the metadata store could not be read");
@@ -74,6 +76,10 @@ impl Duties {
         // Before there is a cluster there is no version.
         if (1..CORE_VERSION_MAX).contains(&version) {
             self.raise(version + 1).await;
+        }
+        if purgeable.is_empty() && next_purge.is_some_and(|next| next.unix_ms() <= unix_ms()) {
+            // Log time stands still where nobody works.
+            self.proposer.nudge_tick();
         }
         self.purge(purgeable).await;
     }

@@ -32,7 +32,7 @@ mod placement;
 mod policy;
 
 pub use placement::{feed, feed_position, layouts, proofs, releasable, rows_of};
-pub use policy::{Policy, deleted, deleted_inodes, policy, purgeable, quota};
+pub use policy::{Policy, deleted_inodes, next_purge, policy, purgeable, quota};
 
 /// The most successors of a descriptor in one answer.
 pub const SUCCESSORS_MAX: usize = 64;

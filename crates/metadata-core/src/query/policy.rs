@@ -2,6 +2,7 @@
 
 use coffer_model::id::InodeId;
 use coffer_model::order::RETENTION_MS;
+use coffer_model::time::LogTime;
 
 use crate::query::log_time;
 use crate::state::{load, meta};
@@ -53,8 +54,12 @@ pub fn deleted_inodes(tables: &impl Tables) -> Result<u64, TableError> {
     Ok(load(tables, Table::Meta, meta::DELETED)?.unwrap_or(0))
 }
 
-/// How many inodes were deleted or replaced and are not purged yet, counted up to `most`.
-pub fn deleted(tables: &impl Tables, most: usize) -> Result<u64, TableError> {
-    let rows = tables.scan(Table::Deleted, &[], &[u8::MAX; 25], most)?;
-    Ok(u64::try_from(rows.len()).unwrap_or(u64::MAX))
+/// From when on in log time there is something to purge; none if nothing is deleted.
+pub fn next_purge(tables: &impl Tables) -> Result<Option<LogTime>, TableError> {
+    let first = tables.scan(Table::Deleted, &[], &[u8::MAX; 25], 1)?;
+    let Some((key, _)) = first.first() else { return Ok(None) };
+    let time = key.first_chunk::<8>().map(|time| u64::from_be_bytes(*time));
+    let time = time.ok_or_else(|| TableError("a time has 8 bytes".to_owned()))?;
+    let retention_ms = policy(tables)?.retention_ms;
+    Ok(Some(LogTime::from_unix_ms(time).plus_ms(retention_ms)))
 }
