@@ -174,9 +174,10 @@ impl<T: Tables> Purge<'_, T> {
     /// Removes pages one by one, each with the inode's rows of the chunks it names. Rows of the same
     /// chunks by others are passed over.
     fn remove_pages(&mut self) -> Result<bool, TableError> {
-        let own = *self.inode.as_bytes();
+        let mut from = self.inode.as_bytes().to_vec();
+        let end = after_prefix(&from);
         while self.rows_left > 0 {
-            let first = self.tables.scan(Table::Pages, &own, &after_prefix(&own), 1)?;
+            let first = self.tables.scan(Table::Pages, &from, &end, 1)?;
             let Some((key, bytes)) = first.first() else { return Ok(true) };
             let page = Page::parse(bytes)
                 .map_err(|error| TableError(format!("page of {}: {error}", self.inode)))?;
@@ -195,6 +196,8 @@ impl<T: Tables> Purge<'_, T> {
                 }
             }
             self.tables.delete(Table::Pages, key);
+            // What this step has removed is not looked at again.
+            from = after_prefix(key);
             self.rows_left = self.rows_left.saturating_sub(1);
             self.go_on_at(Vec::new())?;
         }

@@ -12,6 +12,7 @@ use coffer_model::time::LogTime;
 
 use crate::invariants::Checker;
 use crate::kit::{Cluster, ClusterOptions, Draft, Key, User, inode, key};
+use crate::random::check_replay;
 use crate::system::{check_ignored, check_logged};
 
 fn outcome(cluster: &mut Cluster, user: &mut User, draft: &Draft) -> Result<u64, Rejection> {
@@ -220,6 +221,7 @@ fn an_invite_lets_one_newcomer_in() {
     cluster.tick_to(later.unix_ms());
     assert_eq!(register(&mut cluster, "carol", SECRET), refused, "it has run out");
     Checker::new(cluster.id).check(&cluster.tables);
+    check_replay(&cluster);
 }
 
 #[test]

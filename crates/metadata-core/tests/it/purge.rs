@@ -12,6 +12,7 @@ use coffer_model::op::{Base, Op, Rejection};
 use coffer_model::order::{Decision, RETENTION_MS};
 
 use crate::kit::{Cluster, Draft, User, chunk, inode, key, write};
+use crate::random::check_replay;
 use crate::system::{check_ignored, check_logged};
 
 fn purge(inode: InodeId) -> SystemOp {
@@ -205,6 +206,7 @@ fn a_large_file_goes_in_steps_and_leaves_others_alone() {
     let (rows, _, _) = query::feed(&cluster.tables, &layouts, node, 0, 9999).unwrap();
     assert_eq!(rows.len(), 300);
     assert!(rows.iter().all(|row| row.inode == inode("of bob")));
+    check_replay(&cluster);
 }
 
 #[test]
@@ -255,6 +257,7 @@ fn a_directory_lets_go_of_what_is_below_it() {
     purge_all(&mut cluster, inode("f"));
     let usage = used(&cluster, &alice);
     assert_eq!((usage.inodes, usage.rows), (3, 1), "the home and what was saved");
+    check_replay(&cluster);
 }
 
 /// What a rename put something else in the place of, under a name that lives on.

@@ -1002,7 +1002,7 @@ fn check_accounts(tables: &MemoryTables, world: &World) {
 }
 
 /// The same commands, on a replica that starts empty, give the same bytes.
-fn check_replay(cluster: &Cluster) {
+pub(crate) fn check_replay(cluster: &Cluster) {
     let mut tables = MemoryTables::default();
     for command in &cluster.commands {
         let mut overlay = Overlay::new(&tables);
