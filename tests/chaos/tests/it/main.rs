@@ -6,6 +6,7 @@ mod api;
 mod bad_input;
 mod command_line;
 mod confidential;
+mod crowds;
 mod faults;
 mod hot_directory;
 mod large;
