@@ -2,6 +2,7 @@
 //! lost without loss: segments are the truth, and what they say after the indexed offset is read
 //! again at the start. So its writes are atomic but not synced.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -13,7 +14,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch,
 };
 
-use crate::record::RECORD_HEADER_BYTES;
+use crate::record::{RECORD_ALIGNMENT, RECORD_HEADER_BYTES};
 
 const SHARDS: &str = "shards";
 const META: &str = "meta";
@@ -103,6 +104,13 @@ fn damaged(why: impl std::fmt::Display) -> IndexError {
 
 pub(crate) struct Index {
     db: DB,
+}
+
+/// Shards that were found in the index, in the order of their keys.
+pub(crate) struct Listed {
+    pub(crate) shards: Vec<(ShardKey, Location)>,
+    /// The last one that was looked at; none at the end of the index.
+    pub(crate) last: Option<ShardKey>,
 }
 
 /// What was found out about chunks.
@@ -217,6 +225,54 @@ impl Index {
         // this number from now on for what was lost.
         self.sync()?;
         Ok(lost)
+    }
+
+    /// Nothing is known of the segment any more.
+    pub(crate) fn remove_segment(&self, segment: u64) -> Result<(), IndexError> {
+        Ok(self.db.delete_cf(self.family(META), segment_key(segment))?)
+    }
+
+    /// Bytes of the records in each segment that hold good shards.
+    pub(crate) fn live_bytes(&self) -> Result<BTreeMap<u64, u64>, IndexError> {
+        let mut live = BTreeMap::new();
+        for row in self.db.iterator_cf(self.family(SHARDS), IteratorMode::Start) {
+            let (_, value) = row?;
+            let location: Location = decode("location", &value).map_err(damaged)?;
+            if !location.quarantined {
+                let record =
+                    (location.end() - location.offset).next_multiple_of(RECORD_ALIGNMENT as u64);
+                *live.entry(location.segment).or_insert(0) += record;
+            }
+        }
+        Ok(live)
+    }
+
+    /// Of up to `looked_at` shards behind `after`, the good ones that lie in one of `segments`, and the
+    /// last one looked at; none at the end.
+    pub(crate) fn shards_in(
+        &self,
+        segments: &BTreeSet<u64>,
+        after: Option<&ShardKey>,
+        looked_at: usize,
+    ) -> Result<Listed, IndexError> {
+        let start = after.map(encode).unwrap_or_default();
+        let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
+        let (mut shards, mut last) = (Vec::new(), None);
+        // The first one is mostly `after` itself.
+        for (count, row) in (0..).zip(self.db.iterator_cf(self.family(SHARDS), mode)) {
+            if count > looked_at {
+                return Ok(Listed { shards, last });
+            }
+            let (key, value) = row?;
+            let key: ShardKey = decode("shard key", &key).map_err(damaged)?;
+            let location: Location = decode("location", &value).map_err(damaged)?;
+            if Some(&key) != after && !location.quarantined && segments.contains(&location.segment)
+            {
+                shards.push((key, location));
+            }
+            last = Some(key);
+        }
+        Ok(Listed { shards, last: None })
     }
 
     /// Whose index this is; none before the first start.

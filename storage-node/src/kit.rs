@@ -154,7 +154,7 @@ pub(crate) fn open<D: Disk>(disk: D, index: &Path, segment_bytes: u64) -> Opened
 
 /// Runs one future to its end, for tests that restart the store many times.
 pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 /// Copies a folder of files and folders.

@@ -8,6 +8,7 @@
 
 mod clock;
 mod cluster;
+mod compact;
 mod compare;
 mod complete;
 mod config;

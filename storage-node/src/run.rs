@@ -24,6 +24,7 @@ use tower::Layer;
 
 use crate::clock::LogClock;
 use crate::cluster::{self, Cluster};
+use crate::compact::Compactor;
 use crate::compare::{Comparer, Schedule};
 use crate::complete::{Completer, Gauges};
 use crate::config::Config;
@@ -33,7 +34,7 @@ use crate::members::Members;
 use crate::scrub::{Meters, Pace, Scrubber};
 use crate::serve::{Served, Service};
 use crate::store::{Owner, Sizes, Store};
-use crate::{compare, complete};
+use crate::{compact, compare, complete};
 
 /// The role in a storage node's certificate and on its volume.
 pub const ROLE: &str = "storage";
@@ -124,6 +125,7 @@ struct Node {
     watch: Watch,
     gauges: Gauges,
     scrubber: Scrubber<Folder>,
+    compaction: compact::Meters,
     store: Store<Folder>,
     writer: JoinHandle<()>,
 }
@@ -153,6 +155,7 @@ impl Node {
         )?;
         let gauges = Gauges::new(&watch.metrics()).map_err(WatchError::from)?;
         let meters = Meters::new(&watch.metrics()).map_err(WatchError::from)?;
+        let compaction = compact::Meters::new(&watch.metrics()).map_err(WatchError::from)?;
 
         let disk = Folder::open(&config.data_dir.join("segments"))
             .map_err(|error| Error::Store(error.to_string()))?;
@@ -166,7 +169,19 @@ impl Node {
             .map_err(|error| Error::Store(error.to_string()))?;
         let scrubber = Scrubber::new(store.clone(), Pace::of(&config), meters)
             .map_err(|error| Error::Store(error.to_string()))?;
-        Ok(Self { config, cluster, id, identity, tls, watch, gauges, scrubber, store, writer })
+        Ok(Self {
+            config,
+            cluster,
+            id,
+            identity,
+            tls,
+            watch,
+            gauges,
+            scrubber,
+            compaction,
+            store,
+            writer,
+        })
     }
 
     /// Closes a node that was not served: a process must not end while its store is being closed.
@@ -177,8 +192,19 @@ impl Node {
     }
 
     async fn serve(self, listener: TcpListener, shutdown: &Shutdown) -> Result<(), Error> {
-        let Self { config, cluster, id, identity, tls, watch, gauges, scrubber, store, writer } =
-            self;
+        let Self {
+            config,
+            cluster,
+            id,
+            identity,
+            tls,
+            watch,
+            gauges,
+            scrubber,
+            compaction,
+            store,
+            writer,
+        } = self;
         // A part of its own, so that it can be ended where the server fails by itself.
         let part = shutdown.child();
         let clock = Arc::new(LogClock::default());
@@ -197,6 +223,8 @@ impl Node {
             schedule,
             Members::new(Arc::clone(&cluster), &tls),
         );
+        let pace = compact::Pace::of(&config);
+        let compactor = Compactor::new(store.clone(), Arc::clone(&clock), pace, compaction);
         let completer = Completer::new(
             complete::Parts {
                 cluster: Arc::clone(&cluster),
@@ -215,6 +243,7 @@ impl Node {
         }
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
         part.spawn("compare the store", comparer.run(part.clone()));
+        part.spawn("compact the store", compactor.run(part.clone()));
         part.spawn("scrub the store", scrubber.run(part.clone()));
         part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
 

@@ -158,7 +158,7 @@ impl<D: Disk> Scrubber<D> {
             if pause > PAUSE_MAX {
                 break;
             }
-            self.give_way().await;
+            give_way(&self.store).await;
             let at = Instant::now();
             let store = self.store.clone();
             let read = off_the_async_threads(move || store.scrub(&shard)).await?;
@@ -180,16 +180,6 @@ impl<D: Disk> Scrubber<D> {
         Duration::from_millis(now - self.pass.began_unix_ms)
     }
 
-    /// Lets those go first who wait for the disk.
-    async fn give_way(&self) {
-        for _ in 0..GIVE_WAY_TURNS {
-            if !self.store.is_busy() {
-                return;
-            }
-            sleep(GIVE_WAY).await;
-        }
-    }
-
     fn show(&self) {
         let share = self.pass.after.as_ref().map_or(0, share);
         self.meters.position_percent.set(i64::try_from((share * 100) >> 32).unwrap_or(0));
@@ -199,6 +189,16 @@ impl<D: Disk> Scrubber<D> {
         if let Err(error) = self.store.index().set_pass(&self.pass) {
             tracing::warn!(%error, "where scrubbing stands cannot be noted");
         }
+    }
+}
+
+/// Lets those go first who wait for the disk.
+pub(crate) async fn give_way<D: Disk>(store: &Store<D>) {
+    for _ in 0..GIVE_WAY_TURNS {
+        if !store.is_busy() {
+            return;
+        }
+        sleep(GIVE_WAY).await;
     }
 }
 

@@ -22,7 +22,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
@@ -102,13 +102,17 @@ impl From<IndexError> for StoreError {
 enum Item {
     Put(SealedChunk<Bytes>),
     Extend(ShardKey),
+    /// A shard is written anew, if it still stands where it was found. Nothing is promised.
+    Move(SealedChunk<Bytes>, Location),
+    /// What a shard is promised for is written anew. Nothing more is promised.
+    Promise(ShardKey),
 }
 
 impl Item {
     fn key(&self) -> ShardKey {
         match self {
-            Self::Put(chunk) => ShardKey::replica(chunk.id()),
-            Self::Extend(key) => *key,
+            Self::Put(chunk) | Self::Move(chunk, _) => ShardKey::replica(chunk.id()),
+            Self::Extend(key) | Self::Promise(key) => *key,
         }
     }
 }
@@ -127,6 +131,8 @@ enum Order {
     Hold(Job),
     /// Forgets chunks that are surplus and promised no longer than until the time beside each.
     Forget(Vec<(ChunkId, LogTime)>, oneshot::Sender<Result<u64, StoreError>>),
+    /// Removes a segment that holds nothing any more.
+    GiveBack(u64, oneshot::Sender<Result<(), StoreError>>),
 }
 
 impl Job {
@@ -169,6 +175,8 @@ struct Shared<D: Disk> {
     quarantines: Mutex<u64>,
     /// Reads for others that are under way.
     reading: AtomicUsize,
+    /// Segments before this one are not written to any more, and all that stands in them is indexed.
+    sealed_before: AtomicU64,
 }
 
 impl<D: Disk> Shared<D> {
@@ -205,6 +213,28 @@ pub(crate) struct Owner {
     pub(crate) signer: Arc<dyn Signer + Send + Sync>,
 }
 
+/// A shard and the open segment it stands in.
+struct Standing<S> {
+    location: Location,
+    segment: Arc<S>,
+}
+
+/// What is known of a segment that is not written to any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) segment: u64,
+    /// Of its records.
+    pub(crate) used_bytes: u64,
+    /// Of those that hold good shards.
+    pub(crate) live_bytes: u64,
+}
+
+impl Usage {
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        self.used_bytes.saturating_sub(self.live_bytes)
+    }
+}
+
 /// How large things may become.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
@@ -237,8 +267,11 @@ impl<D: Disk> Store<D> {
         let numbers = whole_segments(&disk, &index, &owner.node)?;
         for number in index.segments()? {
             if numbers.binary_search(&number).is_err() {
+                // None if it was given back and the index has not heard of it.
                 let lost = index.lose(number, 0)?;
-                tracing::error!(segment = number, shards = lost, "a segment is gone");
+                if lost > 0 {
+                    tracing::error!(segment = number, shards = lost, "a segment is gone");
+                }
             }
         }
         for number in &numbers {
@@ -259,6 +292,7 @@ impl<D: Disk> Store<D> {
             totals: Mutex::new(totals),
             quarantines: Mutex::new(0),
             reading: AtomicUsize::new(0),
+            sealed_before: AtomicU64::new(end.map_or(0, |(number, _)| number)),
         });
         let (orders, waiting) = mpsc::channel(QUEUE_JOBS);
         let writer =
@@ -298,8 +332,8 @@ impl<D: Disk> Store<D> {
         let bytes: usize = items
             .iter()
             .map(|item| match item {
-                Item::Put(chunk) => chunk.bytes().len() + JOB_BYTES,
-                Item::Extend(_) => JOB_BYTES,
+                Item::Put(chunk) | Item::Move(chunk, _) => chunk.bytes().len() + JOB_BYTES,
+                Item::Extend(_) | Item::Promise(_) => JOB_BYTES,
             })
             .sum();
         let permits = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
@@ -323,12 +357,114 @@ impl<D: Disk> Store<D> {
         answer.await.map_err(|_| StoreError::Stopping)?
     }
 
+    /// Writes shards anew that still stand where they were found, and have to be read back before the
+    /// index points to them.
+    pub(crate) async fn relocate(
+        &self,
+        shards: Vec<(SealedChunk<Bytes>, Location)>,
+    ) -> Result<(), StoreError> {
+        let items = shards.into_iter().map(|(chunk, found)| Item::Move(chunk, found)).collect();
+        self.submit(items, LogTime::ZERO).await.map(drop)
+    }
+
+    /// Writes anew until when shards are promised.
+    pub(crate) async fn repeat_promises(&self, shards: Vec<ShardKey>) -> Result<(), StoreError> {
+        let items = shards.into_iter().map(Item::Promise).collect();
+        self.submit(items, LogTime::ZERO).await.map(drop)
+    }
+
+    /// Removes a segment in which nothing lies any more that is good.
+    pub(crate) async fn give_back(&self, segment: u64) -> Result<(), StoreError> {
+        if let Some(why) = self.poison() {
+            return Err(StoreError::Poisoned(why));
+        }
+        let (reply, answer) = oneshot::channel();
+        let order = Order::GiveBack(segment, reply);
+        self.orders.send(order).await.map_err(|_| StoreError::Stopping)?;
+        answer.await.map_err(|_| StoreError::Stopping)?
+    }
+
+    /// How much of each segment that is not written to any more is used, and how much of that holds
+    /// good shards.
+    pub(crate) fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        // In this order: what is indexed later lies in later segments.
+        let sealed_before = self.shared.sealed_before.load(Ordering::SeqCst);
+        let live = self.index().live_bytes()?;
+        let segments = self.shared.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers: Vec<u64> = segments.range(..sealed_before).map(|(it, _)| *it).collect();
+        drop(segments);
+        let usage = |segment| {
+            let end = self.index().indexed(segment)?.unwrap_or(SEGMENT_HEADER_BYTES);
+            let live_bytes = live.get(&segment).copied().unwrap_or(0);
+            Ok(Usage { segment, used_bytes: end.saturating_sub(SEGMENT_HEADER_BYTES), live_bytes })
+        };
+        numbers.into_iter().map(usage).collect()
+    }
+
+    /// The promises that stand in a segment and nowhere else, of shards that stand elsewhere, and that
+    /// have not run out before `now`.
+    pub(crate) fn promises_in(
+        &self,
+        segment: u64,
+        now: LogTime,
+    ) -> Result<Vec<ShardKey>, StoreError> {
+        let Some(file) = self.shared.segment(segment) else { return Ok(Vec::new()) };
+        let length = file.length().map_err(disk_error)?;
+        let end = self.index().indexed(segment)?.unwrap_or(SEGMENT_HEADER_BYTES).min(length);
+        let mut at = SEGMENT_HEADER_BYTES;
+        let mut found = BTreeSet::new();
+        while at + RECORD_HEADER_BYTES as u64 <= end {
+            let header = unless_damaged(file.read(at, RECORD_HEADER_BYTES))?.unwrap_or_default();
+            let record = Record::parse(&header, segment, at).map_err(|error| {
+                StoreError::Damaged(format!("segment {segment}: {error}").into())
+            })?;
+            let Some(record) = record else {
+                let next = next_record(&*file, segment, at, end)?;
+                let Some(next) = next else { break };
+                at = next;
+                continue;
+            };
+            at += record.size();
+            let row = self.index().location(&record.key)?;
+            let is_carried = |row: &Location| {
+                record.keep_until >= row.keep_until && row.keep_until >= now && !row.quarantined
+            };
+            if let Some(row) = row.filter(is_carried)
+                && self.promise_of(&record.key, &row)? < row.keep_until
+            {
+                found.insert(record.key);
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// What the record says until when its shard is kept; nothing if it cannot be read.
+    fn promise_of(&self, key: &ShardKey, location: &Location) -> Result<LogTime, StoreError> {
+        let segment = self.segment_of(location)?;
+        let header = unless_damaged(segment.read(location.offset, RECORD_HEADER_BYTES))?;
+        let record = Record::parse(&header.unwrap_or_default(), location.segment, location.offset);
+        let record = record.ok().flatten().filter(|record| record.key == *key);
+        Ok(record.map_or(LogTime::ZERO, |record| record.keep_until))
+    }
+
+    /// The shard, if it still stands there and is good.
+    pub(crate) fn shard_at(
+        &self,
+        key: &ShardKey,
+        found: &Location,
+    ) -> Result<Option<SealedChunk<Bytes>>, StoreError> {
+        if !self.find(key)?.is_some_and(|location| location.is_record_of(found)) {
+            return Ok(None);
+        }
+        let bytes = self.read(&key.chunk)?;
+        Ok(bytes.and_then(|bytes| SealedChunk::check(key.chunk, bytes).ok()))
+    }
+
     /// Reads a chunk and checks it. A damaged one is quarantined and counts as absent.
     pub(crate) fn read(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
         let _reading = Reading::begin(&self.shared.reading);
         let key = ShardKey::replica(*id);
-        let Some(location) = self.find(&key)? else { return Ok(None) };
-        let segment = self.segment_of(&location)?;
+        let Some(Standing { location, segment }) = self.find_open(&key)? else { return Ok(None) };
         let at = location.offset + RECORD_HEADER_BYTES as u64;
         let length = usize::try_from(location.length).map_err(disk_error)?;
         let read = unless_damaged(segment.read(at, length))?;
@@ -342,8 +478,7 @@ impl<D: Disk> Store<D> {
     /// Reads a shard back from the disk with its record, and checks both. A damaged one is
     /// quarantined. Gives how many bytes it was; none if no good copy was here before either.
     pub(crate) fn scrub(&self, key: &ShardKey) -> Result<u64, StoreError> {
-        let Some(location) = self.find(key)? else { return Ok(0) };
-        let segment = self.segment_of(&location)?;
+        let Some(Standing { location, segment }) = self.find_open(key)? else { return Ok(0) };
         if !is_whole(&*segment, key, &location)? {
             self.quarantine(key, &location)?;
         }
@@ -353,6 +488,21 @@ impl<D: Disk> Store<D> {
     /// Where a good copy of the shard lies, as far as is known.
     fn find(&self, key: &ShardKey) -> Result<Option<Location>, StoreError> {
         Ok(self.shared.index.location(key)?.filter(|location| !location.quarantined))
+    }
+
+    /// The same, with its segment. It may be moved, and its segment given back, in between.
+    fn find_open(&self, key: &ShardKey) -> Result<Option<Standing<D::Segment>>, StoreError> {
+        let mut before = None;
+        loop {
+            let Some(location) = self.find(key)? else { return Ok(None) };
+            match self.segment_of(&location) {
+                Ok(segment) => return Ok(Some(Standing { location, segment })),
+                Err(error) if before.is_some_and(|it| location.is_record_of(&it)) => {
+                    return Err(error);
+                }
+                Err(_) => before = Some(location),
+            }
+        }
     }
 
     fn segment_of(&self, location: &Location) -> Result<Arc<D::Segment>, StoreError> {
@@ -493,6 +643,11 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn totals(&self) -> Totals {
         *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was no room when a segment was last wanted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.is_full.load(Ordering::Relaxed)
     }
 
     /// Why the store takes no writes, or not all, for people to read; none if it does.
@@ -692,7 +847,9 @@ fn recover<S: Segment>(
         }
         at += record.size();
         if fresh.len() >= RECOVERED_PER_BATCH {
-            settle(index, segment, number, at, std::mem::take(&mut fresh), *totals)?;
+            // A start that goes on in the middle would take damage behind it for the end.
+            let up_to = if is_read_whole { SEGMENT_HEADER_BYTES } else { at };
+            settle(index, segment, number, up_to, std::mem::take(&mut fresh), *totals)?;
         }
     }
     settle(index, segment, number, at, fresh, *totals)?;
@@ -805,6 +962,7 @@ fn refuse(order: Order, why: &Arc<str>) {
     match order {
         Order::Hold(job) => job.answer(Err(refusal)),
         Order::Forget(_, reply) => drop(reply.send(Err(refusal))),
+        Order::GiveBack(_, reply) => drop(reply.send(Err(refusal))),
     }
 }
 
@@ -840,7 +998,8 @@ struct Pending {
     buffer: Vec<u8>,
     start: u64,
     batch: BTreeMap<ShardKey, Location>,
-    /// Those of the batch that are quarantined until now.
+    /// Those of the batch that are quarantined until now, or stood elsewhere: they count when they were
+    /// read back.
     mending: BTreeSet<ShardKey>,
     indexed: Vec<(u64, u64)>,
 }
@@ -868,6 +1027,9 @@ impl<D: Disk> Writer<D> {
                 Order::Forget(chunks, reply) => {
                     // Who went away does not want to know.
                     let _ = reply.send(self.forget(&chunks));
+                }
+                Order::GiveBack(segment, reply) => {
+                    let _ = reply.send(self.give_back(segment));
                 }
             }
         }
@@ -897,6 +1059,18 @@ impl<D: Disk> Writer<D> {
                 Err(why)
             }
         }
+    }
+
+    /// Removes a segment from which everything was moved.
+    fn give_back(&self, number: u64) -> Result<(), StoreError> {
+        // Only then does the index not point to it after a power failure.
+        self.shared.index.sync()?;
+        self.disk.remove(number).map_err(disk_error)?;
+        let mut segments = self.shared.segments.write().unwrap_or_else(PoisonError::into_inner);
+        segments.remove(&number);
+        drop(segments);
+        // A start that finds it still known finds no shard that should lie there.
+        Ok(self.shared.index.remove_segment(number)?)
     }
 
     /// Forgets chunks. Every receipt was given by this thread, so that none is given meanwhile.
@@ -958,6 +1132,9 @@ impl<D: Disk> Writer<D> {
         }
         self.totals = totals;
         *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        let (end, _) = self.end.unwrap_or_default();
+        // Not earlier: what a segment got last is indexed only now.
+        self.shared.sealed_before.store(end, Ordering::SeqCst);
         Ok(self.sign(taken))
     }
 
@@ -1029,7 +1206,18 @@ impl<D: Disk> Writer<D> {
         };
         let good = standing.filter(|location| !location.quarantined);
         let (record, bytes): (Record, &[u8]) = match (good, item) {
-            (Some(location), _) => {
+            (Some(location), Item::Move(chunk, found)) => {
+                if !location.is_record_of(found) {
+                    return Ok(None);
+                }
+                let Location { length, keep_until, .. } = location;
+                (Record { kind: Kind::Shard, key, length, keep_until }, chunk.bytes())
+            }
+            (Some(location), Item::Promise(_)) => {
+                let Location { length, keep_until, .. } = location;
+                (Record { kind: Kind::Extension, key, length, keep_until }, &[])
+            }
+            (Some(location), Item::Put(_) | Item::Extend(_)) => {
                 // What is promised for a good while longer need not be promised anew.
                 if location.keep_until.plus_ms(HOLD_MS / 2) >= keep_until {
                     let (length, keep_until) = (location.length, location.keep_until);
@@ -1048,12 +1236,14 @@ impl<D: Disk> Writer<D> {
                 let keep_until = standing.map_or(keep_until, |it| it.keep_until.max(keep_until));
                 (Record { kind: Kind::Shard, key, length, keep_until }, chunk.bytes())
             }
-            (None, Item::Extend(_)) => return Ok(None),
+            (None, Item::Extend(_) | Item::Move(..) | Item::Promise(_)) => return Ok(None),
         };
         let (segment, offset) = self.append(&record, bytes, pending)?;
-        let location = match good {
-            Some(location) => Location { keep_until: record.keep_until, ..location },
-            None => {
+        let location = match (good, record.kind) {
+            (Some(location), Kind::Extension) => {
+                Location { keep_until: record.keep_until, ..location }
+            }
+            _ => {
                 if standing.is_some() {
                     pending.mending.insert(key);
                 } else {
@@ -1064,6 +1254,9 @@ impl<D: Disk> Writer<D> {
             }
         };
         pending.batch.insert(key, location);
+        if matches!(item, Item::Move(..) | Item::Promise(_)) {
+            return Ok(None);
+        }
         Ok(Some(Held { shard: key, length: record.length, keep_until: record.keep_until }))
     }
 

@@ -417,6 +417,9 @@ impl Cluster {
             compare_every: Duration::from_secs(6 * 60 * 60),
             scrub_every: Duration::from_secs(7 * 24 * 60 * 60),
             scrub_bytes_per_second: 20 << 20,
+            compact_every: Duration::from_secs(60 * 60),
+            compact_dead_percent: 50,
+            compact_bytes_per_second: 20 << 20,
             health_listen: None,
             audit_log: None,
         }
@@ -1052,6 +1055,42 @@ async fn what_nothing_names_is_forgotten_when_its_receipts_have_run_out() {
     expected[4..].fill(Bytes::new());
     assert_eq!(cluster.get(&node, &chunks).await, expected);
     assert_eq!(cluster.report_of(0).used_bytes, 4000);
+    node.stop().await;
+}
+
+/// Goal: what was forgotten takes up no room on the disk for long, and an operator sees that. Method:
+/// chunks that fill a few segments, most of which nothing names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_room_of_what_was_forgotten_is_given_back() {
+    let cluster = Cluster::new().await;
+    let chunks: Vec<_> = (0..24).map(|name| chunk(name, 1 << 20)).collect();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let config = always_comparing(cluster.config(0, &address));
+    let config = Config { compact_every: Duration::from_millis(100), ..config };
+    let node = Node::open(config).unwrap();
+    let (metrics, shutdown) = (node.watch.metrics(), Shutdown::new());
+    let has = |line: &str| metrics.text().unwrap().lines().any(|it| it == line);
+    for name in ["surplus_chunks", "fetched_total", "dead_bytes", "segments_given_back_total"] {
+        assert!(has(&format!("coffer_storage_{name} 0")), "{name} is not there from the start");
+    }
+    let stop = shutdown.clone();
+    let task = tokio::spawn(async move { node.serve(listener, &stop).await });
+    let node = Running { address, shutdown, task };
+    cluster.until(|| cluster.members.reports.lock().unwrap().len() == 1).await;
+    for chunk in &chunks {
+        cluster.put(&node, 0, std::slice::from_ref(chunk)).await;
+    }
+    cluster.members.feed().extend(ids(&chunks[..4]));
+    cluster.until(|| has("coffer_storage_surplus_chunks 20")).await;
+    let segments = || std::fs::read_dir(cluster.volume(0).join("segments")).unwrap().count();
+    assert_eq!(segments(), 8);
+    cluster.members.world().time = START.plus_ms(HOLD_MS + 60_000);
+    cluster.until(|| cluster.report_of(0).used_bytes == 4 << 20).await;
+    cluster.until(|| segments() <= 3).await;
+    cluster.until(|| has("coffer_storage_surplus_chunks 0")).await;
+    assert!(!has("coffer_storage_segments_given_back_total 0"));
+    assert_eq!(cluster.get(&node, &chunks[..4]).await, bytes(&chunks[..4]));
     node.stop().await;
 }
 
