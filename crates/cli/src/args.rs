@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
 use crate::roles::RoleArgs;
+use crate::sync::SyncArgs;
 
 /// Encrypted, versioned file storage that you run yourself.
 ///
@@ -166,6 +167,12 @@ pub(crate) enum Command {
         #[arg(default_value = "/")]
         path: String,
         /// Mode, size and time as well
+    /// Make one directory like another, local to remote or remote to local
+    ///
+    /// First it says what it would do: `+` what the target lacks, `~` what differs, `-` what only the
+    /// target has (with --delete). With --yes it does it. Names are compared by kind, size, mode and time
+    /// of the last change. Deleted remote files can be brought back with `restore`.
+    Sync(SyncArgs),
         #[arg(short, long)]
         long: bool,
         /// Deleted names as well

@@ -124,7 +124,7 @@ impl Console {
     }
 
     /// Says what was done, to whoever watches.
-    fn told(&self, value: &Value, text: &str) {
+    pub(crate) fn told(&self, value: &Value, text: &str) {
         if self.global.json { output::json(value) } else { output::remark(text) }
     }
 
@@ -260,6 +260,7 @@ impl Console {
             Command::Mv { source, target } => {
                 let from = path(&source)?;
                 let to = into_directory(session, &from, &target).await?;
+            Command::Sync(args) => self.sync(session, &args).await,
                 Ok(session.rename(&from, &to).await?)
             }
             Command::Cp { source, target, recursive } => {

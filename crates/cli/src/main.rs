@@ -12,6 +12,7 @@ mod output;
 mod password;
 mod progress;
 mod roles;
+mod sync;
 
 use std::process::ExitCode;
 

@@ -11,3 +11,4 @@ mod hot_directory;
 mod large;
 mod linear;
 mod observed;
+mod sync;
