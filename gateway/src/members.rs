@@ -241,6 +241,18 @@ impl LoginService for Members {
         .await
     }
 
+    async fn get_keyring(
+        &self,
+        request: Request<pb::GetKeyringRequest>,
+    ) -> Result<Response<pb::GetKeyringResponse>, Status> {
+        self.note_user(&request, &request.get_ref().name);
+        let message = request.into_inner();
+        self.ask(async |channel| {
+            LoginServiceClient::new(channel).get_keyring(message.clone()).await
+        })
+        .await
+    }
+
     async fn get_sealed_session(
         &self,
         request: Request<pb::GetSealedSessionRequest>,

@@ -13,6 +13,7 @@ mod output;
 mod password;
 mod progress;
 mod roles;
+mod sync;
 
 use std::process::ExitCode;
 

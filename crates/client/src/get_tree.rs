@@ -31,18 +31,18 @@ use crate::upload::blocking;
 /// an open file.
 const FILES_IN_FLIGHT: usize = 64;
 /// Names asked for at a time.
-const PAGE: u32 = 256;
+pub(crate) const PAGE: u32 = 256;
 /// Directories of one directory that wait for their turn; beyond them the listing itself waits.
-const WAITING_MAX: usize = 4096;
+pub(crate) const WAITING_MAX: usize = 4096;
 /// Permission bits of a directory without attributes.
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// A local directory with what it gets when everything in it is done. Whatever is still to be put into
 /// it holds it.
-struct Filling {
-    dir: Arc<LocalDir>,
-    attributes: Option<(u32, i64)>,
-    parent: Option<Arc<Filling>>,
+pub(crate) struct Filling {
+    pub(crate) dir: Arc<LocalDir>,
+    pub(crate) attributes: Option<(u32, i64)>,
+    pub(crate) parent: Option<Arc<Filling>>,
 }
 
 /// A remote directory that is being walked.
@@ -56,7 +56,8 @@ struct Frame {
     taken: Option<BTreeSet<String>>,
 }
 
-enum Done {
+/// What became of one name.
+pub(crate) enum Done {
     File { bytes: u64 },
     Symlink,
 }
@@ -134,7 +135,7 @@ impl Session {
     }
 
     /// A directory, and the mode and time it has.
-    async fn tree(
+    pub(crate) async fn tree(
         &self,
         path: &RemotePath,
     ) -> Result<(Arc<Directory>, Option<(u32, i64)>), ClientError> {
@@ -153,7 +154,10 @@ impl Session {
         }
     }
 
-    fn directory_attributes(&self, found: &Found) -> Result<Option<(u32, i64)>, ClientError> {
+    pub(crate) fn directory_attributes(
+        &self,
+        found: &Found,
+    ) -> Result<Option<(u32, i64)>, ClientError> {
         let Some(attrs) = &found.attrs else { return Ok(Some((DIRECTORY_MODE, 0))) };
         let key = found.secret.object_key();
         let attrs = open_attributes(&self.wire().cluster, found.inode(), key, attrs)?;
@@ -288,7 +292,7 @@ impl Walk {
 }
 
 /// Lets go of a directory. Whoever is the last gives it its mode and time, and lets go of the one above.
-async fn close(filling: Arc<Filling>) -> Result<(), ClientError> {
+pub(crate) async fn close(filling: Arc<Filling>) -> Result<(), ClientError> {
     blocking(move || {
         let mut last = Some(filling);
         while let Some(filling) = last.take().and_then(Arc::into_inner) {
@@ -304,7 +308,7 @@ async fn close(filling: Arc<Filling>) -> Result<(), ClientError> {
 
 impl Session {
     /// Fetches one file or symlink into an open directory.
-    async fn fetch_into(
+    pub(crate) async fn fetch_into(
         &self,
         found: &Found,
         dir: &Arc<LocalDir>,

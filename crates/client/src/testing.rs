@@ -691,6 +691,10 @@ impl Transport for FakeCluster {
         unused()
     }
 
+    fn get_keyring(&self, _: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse> {
+        unused()
+    }
+
     fn get_descriptor(&self, _: pb::GetDescriptorRequest) -> Answer<'_, pb::GetDescriptorResponse> {
         // There is none after the first.
         Box::pin(async { Ok(pb::GetDescriptorResponse::default()) })

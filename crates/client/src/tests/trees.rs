@@ -14,7 +14,7 @@ use crate::options::{GetOptions, PutOptions, PutTreeOptions};
 use crate::progress::{Progress, Silent, TreeReport};
 
 /// What can be compared of a tree: path, kind and mode, time, content.
-fn shape(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
+pub(super) fn shape(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
     let mut shape = Vec::new();
     let mut open = vec![root.to_owned()];
     while let Some(dir) = open.pop() {
@@ -38,7 +38,7 @@ fn shape(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
 }
 
 /// A tree with everything a tree may have.
-fn plant(root: &Path) {
+pub(super) fn plant(root: &Path) {
     fs::create_dir_all(root.join("empty")).unwrap();
     fs::create_dir_all(root.join("deep/er/and/deeper")).unwrap();
     for number in 0..150 {

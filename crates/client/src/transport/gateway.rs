@@ -268,6 +268,13 @@ impl Transport for GatewayTransport {
         }))
     }
 
+    fn get_keyring(&self, request: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.login();
+            async move { client.get_keyring(request).await }
+        }))
+    }
+
     fn get_descriptor(
         &self,
         request: pb::GetDescriptorRequest,

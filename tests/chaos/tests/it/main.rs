@@ -13,3 +13,4 @@ mod large;
 mod linear;
 mod moving;
 mod observed;
+mod sync;
