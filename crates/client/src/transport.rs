@@ -16,8 +16,10 @@ use futures_util::future::BoxFuture;
 use tonic::Status;
 
 mod gateway;
+mod repeat;
 
 pub use gateway::GatewayTransport;
+pub use repeat::Repeats;
 
 /// What a call comes to.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, Status>>;
@@ -63,6 +65,11 @@ pub trait Transport: Send + Sync + 'static {
     fn start_login(&self, request: pb::StartLoginRequest) -> Answer<'_, pb::StartLoginResponse>;
     /// Second step of a login.
     fn finish_login(&self, request: pb::FinishLoginRequest) -> Answer<'_, pb::FinishLoginResponse>;
+    /// The session of a bearer token, sealed.
+    fn get_sealed_session(
+        &self,
+        request: pb::GetSealedSessionRequest,
+    ) -> Answer<'_, pb::GetSealedSessionResponse>;
     /// The signed records of the cluster.
     fn get_descriptor(
         &self,

@@ -123,6 +123,19 @@ impl SessionSecrets {
 }
 
 impl KeptSession {
+    /// What is kept of a session with these secrets.
+    pub fn of(
+        secrets: &SessionSecrets,
+        name: UserName,
+        home: InodeId,
+        identity: PublicKey,
+        certificate: SignedCertificate,
+    ) -> Self {
+        let key = SessionKey::from_secret_bytes(&secrets.key.to_secret_bytes());
+        let hpke = HpkeSecret::from_secret_bytes(secrets.hpke.as_secret_bytes());
+        Self { name, home, identity, certificate, key, hpke }
+    }
+
     fn to_plaintext(&self) -> Plaintext {
         let key = self.key.to_secret_bytes();
         let secrets = (&*key, self.hpke.as_secret_bytes());
