@@ -1,6 +1,6 @@
 //! The gateway: the door to a cluster for everyone who cannot reach its inside.
 //!
-//! It serves the sealed API and sees ciphertext only. Directory and login calls go on to the
+//! On the sealed API it sees ciphertext only. Directory and login calls go on to the
 //! metadata members; chunks are placed by the layout and fanned out to storage nodes. It keeps
 //! nothing: any number of gateways serve side by side, and a restarted one has lost nothing.
 //!
@@ -12,6 +12,7 @@ mod chunks;
 mod cluster;
 mod config;
 mod door;
+mod files;
 mod members;
 mod serve;
 

@@ -11,6 +11,7 @@ use coffer_proto::v1::admin_service_server::AdminServiceServer;
 use coffer_proto::v1::chunk_service_server::ChunkServiceServer;
 use coffer_proto::v1::cluster_service_server::ClusterServiceServer;
 use coffer_proto::v1::directory_service_server::DirectoryServiceServer;
+use coffer_proto::v1::files_service_server::FilesServiceServer;
 use coffer_proto::v1::login_service_server::LoginServiceServer;
 use coffer_service::channel::ChannelError;
 use coffer_service::health::Health;
@@ -19,6 +20,7 @@ use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::{ClientAuth, LiveTls, TlsError};
 use coffer_service::watch::{Watch, WatchError};
 use tokio::net::TcpListener;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::Layer;
 
@@ -26,6 +28,7 @@ use crate::chunks::Chunks;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::door::Door;
+use crate::files::Files;
 use crate::members::Members;
 
 const TLS_RELOAD_EVERY: Duration = Duration::from_secs(10);
@@ -68,9 +71,29 @@ pub enum Error {
     /// Calls cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// Our own description of the API cannot be served.
+    #[error("the API's description is damaged")]
+    Reflection(#[source] tonic_reflection::server::Error),
     /// The server failed.
     #[error("the server failed")]
     Serve(#[source] tonic::transport::Error),
+}
+
+/// What tools like grpcurl ask for: a description of what is served here, and of the details of a
+/// refusal. A builder makes one service.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    let served = [
+        AdminServiceServer::<Members>::NAME,
+        ChunkServiceServer::<Chunks>::NAME,
+        ClusterServiceServer::<Members>::NAME,
+        DirectoryServiceServer::<Members>::NAME,
+        FilesServiceServer::<Files>::NAME,
+        LoginServiceServer::<Members>::NAME,
+    ];
+    let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(coffer_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET);
+    served.into_iter().fold(builder, |builder, name| builder.with_service_name(name))
 }
 
 /// Runs a gateway until `shutdown`.
@@ -104,16 +127,24 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     shutdown
         .spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, shutdown.token()));
 
-    let chunks = Chunks::new(cluster, door, config.in_flight_bytes, shutdown.clone());
+    let chunks = Arc::new(Chunks::new(cluster, door, config.in_flight_bytes, shutdown.clone()));
+    let files = Arc::new(Files::new(cluster_id, signed, Arc::clone(&members), Arc::clone(&chunks)));
+    shutdown.spawn("wipe idle sessions", Arc::clone(&files).sweep(shutdown.clone()));
     let directory = DirectoryServiceServer::from_arc(Arc::clone(&members))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let chunks = ChunkServiceServer::new(chunks)
+    let files = FilesServiceServer::from_arc(files)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let chunks = ChunkServiceServer::from_arc(chunks)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let routes = Routes::new(health.service())
         .add_service(directory)
         .add_service(chunks)
+        .add_service(files)
+        .add_service(reflection().build_v1().map_err(Error::Reflection)?)
+        .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
         .add_service(LoginServiceServer::from_arc(Arc::clone(&members)))
         .add_service(AdminServiceServer::from_arc(Arc::clone(&members)))
         .add_service(ClusterServiceServer::from_arc(members));

@@ -7,6 +7,30 @@ pub mod v1 {
     tonic::include_proto!("coffer.v1");
 }
 
+/// Messages with passwords, tokens or content in them (`PRIVATE` in build.rs), printed without.
+macro_rules! printed_by_name_only {
+    ($($message:ident),*) => {$(
+        impl std::fmt::Debug for v1::$message {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($message)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+printed_by_name_only!(
+    RegisterRequest,
+    RegisterResponse,
+    LoginRequest,
+    LoginResponse,
+    SessionToken,
+    PutRequest,
+    GetResponse,
+    WriteUploadRequest,
+    PutStreamRequest,
+    GetStreamResponse
+);
+
 /// What the processes of a cluster say to each other.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
 pub mod internal {
@@ -33,13 +57,18 @@ pub const PAGE_SIZE_MAX: u32 = 1000;
 /// The most bytes one write ticket allows.
 pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 
+/// The most bytes of plain content in one call of the files API.
+pub const CONTENT_BYTES_MAX: usize = 4 << 20;
+
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 27] = [
+pub const REFUSALS: [&str; 35] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
     "CHUNK_TOO_LARGE",
+    "DATA_TAMPERED",
     "DISK_FULL",
+    "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
     "NOT_A_HOLDER",
     "NOT_A_MEMBER",
@@ -50,7 +79,9 @@ pub const REFUSALS: [&str; 27] = [
     "NOT_YOURS",
     "NO_QUORUM",
     "OVERLOADED",
+    "ROLLED_BACK",
     "SESSION_CLOSED",
+    "SESSION_ENDED",
     "SESSION_PROOF_INVALID",
     "SESSION_REQUIRED",
     "STORE_POISONED",
@@ -59,6 +90,10 @@ pub const REFUSALS: [&str; 27] = [
     "TICKET_FOREIGN",
     "TICKET_FORGED",
     "TICKET_NOT_ALLOWED",
+    "TOKEN_MALFORMED",
+    "TOKEN_REQUIRED",
+    "TOKEN_UNKNOWN",
+    "TOKEN_WRONG",
     "TOO_FEW_NODES",
     "TOO_MANY_ATTEMPTS",
     "WRONG_PASSWORD",

@@ -27,6 +27,7 @@ fn number(error: &ClientError) -> u8 {
         E::WrongPassword | E::WrongRecoveryCode => 7,
         E::NotLoggedIn | E::SessionExpired => 8,
         E::Unavailable { .. }
+        | E::TooManyAttempts
         | E::Connect { .. }
         | E::NotDurable { .. }
         | E::DataMissing { .. } => 9,

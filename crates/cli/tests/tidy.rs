@@ -120,6 +120,19 @@ fn no_io_and_no_clock_where_only_functions_belong() {
     }
 }
 
+/// Plaintext is nowhere in a server but in the files API.
+#[test]
+fn only_the_files_api_of_the_gateway_uses_the_engine() {
+    let mut found = Vec::new();
+    sources(&root().join("gateway/src"), &mut found);
+    for path in found {
+        let inside = path.strip_prefix(root().join("gateway/src")).unwrap();
+        let is_files = inside.starts_with("files") || inside == Path::new("files.rs");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(is_files || !text.contains("coffer_client"), "{} uses the engine", path.display());
+    }
+}
+
 #[test]
 fn no_test_is_ignored_and_none_waits_for_luck() {
     for path in all_sources() {

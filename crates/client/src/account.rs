@@ -17,18 +17,18 @@ use coffer_crypto::login::{
 };
 use coffer_crypto::padding::Padding;
 use coffer_crypto::random::{inode_id, principal_id};
-use coffer_crypto::session::SessionSecrets;
+use coffer_crypto::session::{BearerToken, KeptSession, SessionSecrets};
 use coffer_crypto::sign::SessionKey;
 use coffer_model::SUITE;
 use coffer_model::bundle::{Author, OpProof};
 use coffer_model::encoding::decode;
 use coffer_model::hash::payload_hash;
-use coffer_model::id::ClusterId;
+use coffer_model::id::{ClusterId, InodeId, PrincipalId};
 use coffer_model::name::UserName;
 use coffer_model::object::{Custody, Object, Role, SessionLeaf, UserLeaf, VaultLeaf, VaultMember};
 use coffer_model::op::{Change, Op, Rejection};
 use coffer_model::session::{Certificate, SESSION_MS_MAX, Scope, SignedCertificate};
-use coffer_model::signing::Signer;
+use coffer_model::signing::{PublicKey, Signer};
 use coffer_proto::v1 as pb;
 use coffer_service::status::reason_of;
 use tonic::{Code, Status};
@@ -58,6 +58,31 @@ pub struct Engine {
     transport: Arc<dyn Transport>,
     pinned: Pinned,
     state_dir: StateDir,
+}
+
+/// What kind of account is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct AccountOptions {
+    /// Where the user's keys are used.
+    pub custody: Custody,
+    /// The secret of an invite.
+    pub invite: Option<Vec<u8>>,
+}
+
+impl AccountOptions {
+    /// Keys that stay with the user, and no invite.
+    pub const fn standard() -> Self {
+        Self { custody: Custody::Local, invite: None }
+    }
+}
+
+/// A session in gateway custody that was begun or taken up.
+pub struct CustodySession {
+    /// Opens it again, at any gateway.
+    pub token: BearerToken,
+    /// What the user can do.
+    pub session: Session,
 }
 
 /// A new user, or one with a new keyring.
@@ -102,27 +127,53 @@ impl Engine {
         name: &UserName,
         password: &str,
     ) -> Result<Registered, ClientError> {
+        let (registration, _) = self.make_user(name, password, &AccountOptions::standard()).await?;
+        Ok(Registered { recovery_code: registration.recovery_code })
+    }
+
+    /// Makes a new user in gateway custody, and begins a session.
+    pub async fn register_in_custody(
+        &self,
+        name: &UserName,
+        password: &str,
+        invite: Option<Vec<u8>>,
+    ) -> Result<(Registered, CustodySession), ClientError> {
+        let options = AccountOptions { custody: Custody::Gateway, invite };
+        let (registration, clock) = self.make_user(name, password, &options).await?;
+        let Registration { user, opened, recovery_code, .. } = registration;
+        let begun = self.begin_in_custody(name, &user, opened, &clock).await?;
+        Ok((Registered { recovery_code }, begun))
+    }
+
+    /// Makes a user. Nobody is logged in by it.
+    async fn make_user(
+        &self,
+        name: &UserName,
+        password: &str,
+        options: &AccountOptions,
+    ) -> Result<(Registration, LogClock), ClientError> {
         let password = parse_password(password)?;
         let (login_record, export_key, answer) = self.new_login(name, password).await?;
-        if !answer.open_registration {
+        if !answer.open_registration && options.invite.is_none() {
             return Err(ClientError::InviteRequired);
         }
         let clock = LogClock::default();
         clock.note(answer.log_time_ms);
-        let registration = Registration::new(self.pinned.cluster, name, login_record, &export_key)?;
+        let cluster = self.pinned.cluster;
+        let registration = Registration::new(cluster, name, login_record, &export_key, options)?;
         let by = Signing {
             transport: self.transport.as_ref(),
             session: None,
             cluster: self.pinned.cluster,
-            principal: registration.principal,
+            principal: registration.user.principal,
             author: Author::Identity,
             clock: &clock,
             vaults: Vec::new(),
         };
-        let identity = &registration.keyring.identity;
-        let (mut outcomes, _) = submit(&by, identity, vec![registration.op]).await?;
+        let identity = &registration.opened.keyring.identity;
+        let (mut outcomes, _) = submit(&by, identity, vec![registration.op.clone()]).await?;
         match outcomes.pop() {
-            Some(Ok(_)) => Ok(Registered { recovery_code: registration.recovery_code }),
+            Some(Ok(_)) => Ok((registration, clock)),
             Some(Err(rejection)) => Err(ClientError::rejected(rejection, name.as_str())),
             None => Err(ClientError::Stopped),
         }
@@ -136,6 +187,56 @@ impl Engine {
     ) -> Result<SessionState, ClientError> {
         let account = self.account(name, password).await?;
         self.begin_session(name, &account.user.leaf, account.opened, &account.clock).await
+    }
+
+    /// Logs in a user in gateway custody. Whoever keeps the keys elsewhere is refused, and only after the
+    /// password proved right: nobody else learns of a name where its keys are.
+    pub async fn login_in_custody(
+        &self,
+        name: &UserName,
+        password: &str,
+    ) -> Result<CustodySession, ClientError> {
+        let account = self.account(name, password).await?;
+        if account.user.leaf.custody != Custody::Gateway {
+            return Err(ClientError::LocalCustody);
+        }
+        self.begin_in_custody(name, &account.user.leaf, account.opened, &account.clock).await
+    }
+
+    /// Takes up the session of a bearer token, from what the cluster keeps of it.
+    pub async fn take_up(&self, token: &BearerToken) -> Result<Session, ClientError> {
+        let hash = token.session().as_hash().as_bytes().to_vec();
+        let request = pb::GetSealedSessionRequest { certificate_hash: hash.into() };
+        let answer = match self.transport.get_sealed_session(request).await {
+            Ok(answer) => answer,
+            Err(status) if status.code() == Code::NotFound => {
+                return Err(ClientError::NoSuchSession);
+            }
+            Err(status) => return Err(ClientError::of_status(&status)),
+        };
+        // What an ended session is told depends on the token like everything else.
+        let kept = token.open(&self.pinned.cluster, &answer.sealed);
+        let kept = kept.map_err(|_| ClientError::WrongToken)?;
+        if answer.ended {
+            return Err(ClientError::SessionExpired);
+        }
+        self.session(self.state_of_kept(kept).await?)
+    }
+
+    /// Opens a session and leaves it with the cluster, sealed under a new token.
+    async fn begin_in_custody(
+        &self,
+        name: &UserName,
+        user: &UserLeaf,
+        opened: OpenKeyring,
+        clock: &LogClock,
+    ) -> Result<CustodySession, ClientError> {
+        let state = self.begin_session(name, user, opened, clock).await?;
+        let token = BearerToken::generate(state.certificate.certificate.hash());
+        let kept = state.to_kept();
+        let session = self.session(state)?;
+        session.keep(&token, &kept).await?;
+        Ok(CustodySession { token, session })
     }
 
     /// Gives the user another password. Sessions stay open, the recovery code stays good, and the old
@@ -281,7 +382,18 @@ impl Engine {
     ) -> Result<SessionState, ClientError> {
         let key = SessionKey::generate();
         let certificate = self.open_session(user, &opened, &key, clock).await?;
-        self.session_state(name, user, opened, key, certificate).await
+        let Keyring { hpke, pins, .. } = opened.keyring;
+        let secrets = SessionSecrets { key, hpke, pins };
+        let &UserLeaf { principal, home, identity, .. } = user;
+        self.session_state(Whose { name, principal, home, identity }, certificate, secrets).await
+    }
+
+    async fn state_of_kept(&self, kept: KeptSession) -> Result<SessionState, ClientError> {
+        let KeptSession { name, home, identity, certificate, key, hpke } = kept;
+        let principal = certificate.certificate.principal;
+        let secrets = SessionSecrets { key, hpke, pins: Vec::new() };
+        self.session_state(Whose { name: &name, principal, home, identity }, certificate, secrets)
+            .await
     }
 
     /// Proves the password, and opens the keyring with what that gives.
@@ -358,34 +470,33 @@ impl Engine {
     /// Fetches what else a session needs: the home's access list.
     async fn session_state(
         &self,
-        name: &UserName,
-        user: &UserLeaf,
-        opened: OpenKeyring,
-        key: SessionKey,
+        whose: Whose<'_>,
         certificate: SignedCertificate,
+        secrets: SessionSecrets,
     ) -> Result<SessionState, ClientError> {
+        let Whose { name, principal, home, identity } = whose;
+        let SessionSecrets { key, hpke, pins } = secrets;
         let credentials =
             Credentials::new(self.pinned.cluster, certificate.certificate.hash(), key);
         let request = pb::ReadRequest {
-            queries: vec![pb::Query { query: Some(object_query(&Object::Vault(user.home))) }],
+            queries: vec![pb::Query { query: Some(object_query(&Object::Vault(home))) }],
             min_revision: 0,
         };
         let answer = self.transport.read(&credentials, request).await;
         let mut answer = answer.map_err(|status| ClientError::of_status(&status))?;
-        let verifier = Verifier::new(self.pinned.cluster, user.principal, user.identity);
+        let verifier = Verifier::new(self.pinned.cluster, principal, identity);
         let proven = verifier.prove(&answer.proofs.unwrap_or_default())?;
         let leaf = match answer.answers.pop().and_then(|answer| answer.answer) {
             Some(pb::answer::Answer::Object(pb::ObjectAnswer { leaf: Some(leaf) })) => leaf,
             _ => return Err(ClientError::tampered("the home's access list is not there")),
         };
-        let vault = verifier.own_vault(&proven, &leaf, user.home, user.principal)?;
-        let Keyring { hpke, pins, .. } = opened.keyring;
+        let vault = verifier.own_vault(&proven, &leaf, home, principal)?;
         Ok(SessionState {
             pinned: self.pinned.clone(),
-            principal: user.principal,
+            principal,
             name: name.clone(),
-            home: user.home,
-            identity: user.identity,
+            home,
+            identity,
             certificate,
             vault: vault.leaf,
             vault_hash: vault.hash,
@@ -397,6 +508,14 @@ impl Engine {
     pub fn session(&self, state: SessionState) -> Result<Session, ClientError> {
         Session::resume_over(Arc::clone(&self.transport), state, &self.state_dir)
     }
+}
+
+/// Whose session it is.
+struct Whose<'a> {
+    name: &'a UserName,
+    principal: PrincipalId,
+    home: InodeId,
+    identity: PublicKey,
 }
 
 /// A user whose keyring is open.
@@ -480,8 +599,8 @@ fn check_keyring(user: &UserLeaf, blob: &[u8]) -> Result<SealedKeyring, ClientEr
 
 /// Everything that comes into being with a user.
 pub(crate) struct Registration {
-    pub(crate) principal: coffer_model::id::PrincipalId,
-    pub(crate) keyring: Keyring,
+    pub(crate) user: UserLeaf,
+    pub(crate) opened: OpenKeyring,
     pub(crate) recovery_code: RecoveryCode,
     pub(crate) op: PlannedOp,
 }
@@ -492,6 +611,7 @@ impl Registration {
         name: &UserName,
         login_record: Vec<u8>,
         export_key: &ExportKey,
+        options: &AccountOptions,
     ) -> Result<Self, ClientError> {
         let principal = principal_id();
         let owner = KeyringOwner { cluster, principal };
@@ -502,12 +622,13 @@ impl Registration {
             key.wrap_for_recovery(&owner, &recovery_code),
         ];
         let sealed = SealedKeyring::seal(&owner, 1, &key, &keyring, wraps)?.encode();
-        let op = register_op(cluster, name, &owner, &keyring, login_record, sealed)?;
-        Ok(Self { principal, keyring, recovery_code, op })
+        let (user, op) =
+            register_op(cluster, name, &owner, &keyring, login_record, sealed, options)?;
+        Ok(Self { user, opened: OpenKeyring { keyring, key }, recovery_code, op })
     }
 }
 
-/// The op that makes a user with a home, and the four payloads beside it.
+/// The record of a new user, and the op that makes it with a home, with its payloads beside it.
 pub(crate) fn register_op(
     cluster: ClusterId,
     name: &UserName,
@@ -515,7 +636,8 @@ pub(crate) fn register_op(
     keyring: &Keyring,
     login_record: Vec<u8>,
     sealed_keyring: Vec<u8>,
-) -> Result<PlannedOp, ClientError> {
+    options: &AccountOptions,
+) -> Result<(UserLeaf, PlannedOp), ClientError> {
     let (identity, hpke) = keyring.public_keys();
     let (home, secret) = (inode_id(), DirectorySecret::generate());
     let epoch = GENERATION;
@@ -530,7 +652,7 @@ pub(crate) fn register_op(
             sealed_key: seal_vault_key(&hpke, &context, &secret)?,
         }],
         former_key: None,
-        gateway_custody: false,
+        gateway_custody: options.custody == Custody::Gateway,
         padding: true,
     };
     let attrs =
@@ -542,18 +664,20 @@ pub(crate) fn register_op(
         identity,
         hpke: *hpke.as_bytes(),
         home,
-        custody: Custody::Local,
+        custody: options.custody,
         keyring: payload_hash(&sealed_keyring),
         keyring_epoch: 1,
         login_record: payload_hash(&login_record),
-        invite: None,
+        invite: options.invite.as_deref().map(payload_hash),
     };
     let op = Op::Register {
-        user: Change { key: name.clone(), expected: None, leaf: user },
+        user: Change { key: name.clone(), expected: None, leaf: user.clone() },
         vault: Change { key: home, expected: None, leaf: vault },
         attrs: Change { key: home, expected: None, leaf: attrs },
     };
-    Ok(PlannedOp::new(op, vec![sealed_keyring, login_record, sealed_attrs]))
+    let mut blobs = vec![sealed_keyring, login_record, sealed_attrs];
+    blobs.extend(options.invite.clone());
+    Ok((user, PlannedOp::new(op, blobs)))
 }
 
 /// This machine's clock, as files have it.

@@ -91,7 +91,10 @@ impl Pinned {
     /// be the one that was pinned then.
     pub async fn meet(endpoint: &Endpoint, state_dir: &StateDir) -> Result<Self, ClientError> {
         let path = pin_path(state_dir, &endpoint.server);
-        let known = read_if_there(&path)?.map(|bytes| parse(&path, &bytes)).transpose()?;
+        let known = match &path {
+            Some(path) => read_if_there(path)?.map(|bytes| parse(path, &bytes)).transpose()?,
+            None => None,
+        };
         let refused = |why: String| ClientError::Connect { server: endpoint.server.clone(), why };
         let server_name = match &endpoint.server_name {
             Some(name) => name.clone(),
@@ -126,9 +129,11 @@ impl Pinned {
         }
         let server = endpoint.server.clone();
         let met = Self { cluster, server, server_name, authorities, descriptor, successors };
-        make_parent(&path)?;
-        write_atomically(&path, &encode(&(FORMAT, &met)), PRIVATE_FILE)
-            .map_err(|error| ClientError::local("write", &path, error))?;
+        if let Some(path) = &path {
+            make_parent(path)?;
+            write_atomically(path, &encode(&(FORMAT, &met)), PRIVATE_FILE)
+                .map_err(|error| ClientError::local("write", path, error))?;
+        }
         Ok(met)
     }
 }
@@ -164,8 +169,9 @@ fn host_of(server: &str) -> &str {
     server.rsplit_once(':').map_or(server, |(host, _)| host.trim_matches(['[', ']']))
 }
 
-fn pin_path(state_dir: &StateDir, server: &str) -> PathBuf {
-    state_dir.clusters().join(Hash::of("coffer/v1/client/server", server.as_bytes()).to_string())
+fn pin_path(state_dir: &StateDir, server: &str) -> Option<PathBuf> {
+    let name = Hash::of("coffer/v1/client/server", server.as_bytes()).to_string();
+    Some(state_dir.clusters()?.join(name))
 }
 
 /// A pin that cannot be read must not be taken for no pin: that would pin whoever answers now.

@@ -33,6 +33,18 @@ impl Session {
         Ok(FileReader::new(self, content, 0, length))
     }
 
+    /// Reads the bytes `from..to` of a file, or of an older version of it, as far as there are any.
+    pub async fn open_range(
+        &self,
+        path: &RemotePath,
+        version: Option<u64>,
+        from: u64,
+        to: u64,
+    ) -> Result<FileReader, ClientError> {
+        let (_, content) = self.content(path, version).await?;
+        Ok(FileReader::new(self, content, from, to))
+    }
+
     /// Reads up to `count` bytes at `offset`; fewer at the end of the file. For ranges that fit into
     /// memory.
     pub async fn read_range(

@@ -18,6 +18,8 @@ use tonic::{Code, Status};
 const BUNDLE_REJECTED: &str = "BUNDLE_REJECTED";
 /// The reason of a status that says the cluster is behind what the caller has seen, and stays so.
 const BEHIND: &str = "BEHIND";
+/// The reason of a status that says that a name was tried too often.
+const TOO_MANY_ATTEMPTS: &str = "TOO_MANY_ATTEMPTS";
 /// The reason of a status that says a listing has to begin anew.
 const SNAPSHOT_GONE: &str = "SNAPSHOT_GONE";
 
@@ -130,6 +132,26 @@ pub enum ClientError {
     /// The session is over.
     #[error("the session is over; log in again")]
     SessionExpired,
+    /// Nobody knows the session a bearer token is of.
+    #[error("there is no such session; log in again")]
+    NoSuchSession,
+    /// A bearer token that does not open its session.
+    #[error("the token is wrong")]
+    WrongToken,
+    /// A gateway was asked for a user who keeps the keys elsewhere.
+    #[error(
+        "this user's keys are kept by the user alone; use the sealed API, as the command line does"
+    )]
+    LocalCustody,
+    /// A name was tried too often.
+    #[error("too many attempts for this name; try again later")]
+    TooManyAttempts,
+    /// A page token that was made for something else.
+    #[error("the page token is not of this listing")]
+    WrongPageToken,
+    /// The moment a listing was of is gone.
+    #[error("the listing was interrupted; begin it again")]
+    ListingGone,
     /// There is no session.
     #[error("nobody is logged in; log in first")]
     NotLoggedIn,
@@ -270,8 +292,10 @@ impl ClientError {
     /// What a failed call means.
     pub(crate) fn of_status(status: &Status) -> Self {
         let detail = status.message().to_owned();
-        if reason_of(status).is_some_and(|reason| reason.code == BEHIND) {
-            return Self::RolledBack { what: detail };
+        match reason_of(status).map(|reason| reason.code).as_deref() {
+            Some(BEHIND) => return Self::RolledBack { what: detail },
+            Some(TOO_MANY_ATTEMPTS) => return Self::TooManyAttempts,
+            _ => {}
         }
         match status.code() {
             _ if is_retryable(status) => Self::Unavailable { detail },

@@ -25,13 +25,13 @@ const FORMAT: u8 = 1;
 /// A shorter file is simply put again.
 pub(crate) const JOURNALED_BYTES_MIN: u64 = 4 << 20;
 
-/// The journal of one user in one cluster.
+/// The journal of one user in one cluster; none is kept where nothing is remembered.
 #[derive(Clone)]
-pub(crate) struct Journal(PathBuf);
+pub(crate) struct Journal(Option<PathBuf>);
 
 /// One upload: what is put where, and in which state it was when it was first put.
 pub(crate) struct Upload {
-    path: PathBuf,
+    path: Option<PathBuf>,
     /// The write to put it with.
     pub(crate) write: WriteId,
     /// Whether an earlier attempt used it.
@@ -46,7 +46,7 @@ pub(crate) struct Stamp {
 }
 
 impl Journal {
-    pub(crate) fn at(path: PathBuf) -> Self {
+    pub(crate) fn at(path: Option<PathBuf>) -> Self {
         Self(path)
     }
 
@@ -57,19 +57,22 @@ impl Journal {
         remote: &RemotePath,
         stamp: Stamp,
     ) -> Result<Upload, ClientError> {
+        let Some(dir) = &self.0 else {
+            return Ok(Upload { path: None, write: write_id(), resumed: false });
+        };
         let absolute =
             std::path::absolute(local).map_err(|error| ClientError::local("name", local, error))?;
         let named = encode(&(remote.to_string(), absolute.as_os_str().as_encoded_bytes()));
-        let path = self.0.join(Hash::of("coffer/v1/client/upload", &named).to_string());
+        let path = dir.join(Hash::of("coffer/v1/client/upload", &named).to_string());
         // A journal entry that cannot be read stands for an upload that cannot be resumed.
         let standing = read_if_there(&path)?
             .and_then(|bytes| decode::<(u8, u64, i64, WriteId)>("upload", &bytes).ok());
         if let Some((FORMAT, length, mtime_ns, write)) = standing
             && stamp == (Stamp { length, mtime_ns })
         {
-            return Ok(Upload { path, write, resumed: true });
+            return Ok(Upload { path: Some(path), write, resumed: true });
         }
-        let mut upload = Upload { path, write: write_id(), resumed: false };
+        let mut upload = Upload { path: Some(path), write: write_id(), resumed: false };
         upload.record(stamp)?;
         Ok(upload)
     }
@@ -85,19 +88,21 @@ impl Upload {
 
     /// The upload is done, or will not be resumed. Blocks.
     pub(crate) fn finish(self) -> Result<(), ClientError> {
-        match fs::remove_file(&self.path) {
+        let Some(path) = &self.path else { return Ok(()) };
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ClientError::local("remove", &self.path, error))
+                Err(ClientError::local("remove", path, error))
             }
             _ => Ok(()),
         }
     }
 
     fn record(&mut self, stamp: Stamp) -> Result<(), ClientError> {
-        make_parent(&self.path)?;
+        let Some(path) = &self.path else { return Ok(()) };
+        make_parent(path)?;
         let bytes = encode(&(FORMAT, stamp.length, stamp.mtime_ns, self.write));
-        write_atomically(&self.path, &bytes, PRIVATE_FILE)
-            .map_err(|error| ClientError::local("write", &self.path, error))
+        write_atomically(path, &bytes, PRIVATE_FILE)
+            .map_err(|error| ClientError::local("write", path, error))
     }
 }
 
@@ -109,7 +114,7 @@ mod tests {
     #[test]
     fn an_interrupted_upload_is_found_again_until_it_is_done_or_the_file_changes() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::at(dir.path().join("uploads"));
+        let journal = Journal::at(Some(dir.path().join("uploads")));
         let (local, remote) = (Path::new("some/file"), "/ada/file".parse().unwrap());
         let stamp = Stamp { length: 1 << 30, mtime_ns: 17 };
         let first = journal.begin(local, &remote, stamp).unwrap();
@@ -136,11 +141,11 @@ mod tests {
     #[test]
     fn a_damaged_entry_begins_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::at(dir.path().to_owned());
+        let journal = Journal::at(Some(dir.path().to_owned()));
         let (local, remote) = (Path::new("file"), "/ada/file".parse().unwrap());
         let stamp = Stamp { length: 5 << 20, mtime_ns: 0 };
         let first = journal.begin(local, &remote, stamp).unwrap();
-        fs::write(&first.path, b"?").unwrap();
+        fs::write(first.path.as_ref().unwrap(), b"?").unwrap();
         assert!(!journal.begin(local, &remote, stamp).unwrap().resumed);
     }
 }

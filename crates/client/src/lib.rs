@@ -49,14 +49,17 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use account::{Engine, Registered};
+pub use account::{AccountOptions, CustodySession, Engine, Registered};
 pub use admin::Administration;
+pub use coffer_crypto::session::{BearerToken, TokenCheck};
 pub use contact::{Authority, Endpoint, Pinned};
 pub use content::FileReader;
 pub use error::ClientError;
+pub use names::Page;
 pub use options::{GetOptions, PutOptions, PutTreeOptions, SyncOptions, WriteOptions};
 pub use progress::{Progress, Report, Silent, TreeReport};
 pub use session::{EntryInfo, Session, Stat, VersionInfo};
+pub use source::PieceStream;
 pub use state::{SessionFile, SessionState};
 pub use sync::{Difference, Step, SyncReport};
 pub use transport::{GatewayTransport, Transport};

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use coffer_crypto::keys::{ChildSecret, ObjectKey};
 use coffer_crypto::random::write_id;
 use coffer_crypto::wrap::WrapContext;
-use coffer_model::id::NameTag;
+use coffer_model::encoding::{decode, encode};
+use coffer_model::id::{InodeId, NameTag};
 use coffer_model::name::{FileName, RemotePath};
 use coffer_model::object::{EntryKey, EntryLeaf, EntryState, Kind, LeafHash, Object};
 use coffer_model::op::{Change, Op, Rejection};
@@ -33,6 +35,9 @@ const LIST_ATTEMPTS: u32 = 5;
 const LIST_PAGE: u32 = 500;
 /// Versions asked for at a time.
 const VERSIONS_PAGE: u32 = 500;
+/// What a page token begins with; one of another listing is no token.
+const LIST_TOKEN: u8 = 1;
+const VERSIONS_TOKEN: u8 = 2;
 
 impl Session {
     /// What a path leads to.
@@ -89,54 +94,119 @@ impl Session {
         Ok(entries)
     }
 
+    /// One page of a directory, for callers that keep nothing between pages. All pages are of one
+    /// moment; when that is gone, so is the listing ([`ClientError::ListingGone`]).
+    pub async fn list_page(
+        &self,
+        path: &RemotePath,
+        deleted: bool,
+        page_size: u32,
+        token: Option<&str>,
+    ) -> Result<Page<EntryInfo>, ClientError> {
+        if path.home().is_none() {
+            return Ok(Page { items: self.list(path, deleted).await?, next: None });
+        }
+        let directory = self.directory(path).await?;
+        let inode = directory.inode;
+        let mut listing = Listing::of(directory, attrs_and_head(), deleted, page_size);
+        if let Some(token) = token {
+            let standing = ListToken::decode(token)
+                .filter(|standing| standing.directory == inode && standing.deleted == deleted)
+                .ok_or(ClientError::WrongPageToken)?;
+            listing.page_token = standing.page_token;
+            listing.revision = Some(standing.revision);
+            listing.last = standing.last;
+        }
+        let found = match listing.next_page(self).await {
+            Ok(page) => page.unwrap_or_default(),
+            Err(ListStop::SnapshotGone) => return Err(ClientError::ListingGone),
+            Err(ListStop::Failed(error)) => return Err(error),
+        };
+        let mut items = Vec::with_capacity(found.len());
+        for found in found {
+            let (name, deleted) = (found.name.clone(), !found.is_live());
+            items.push(EntryInfo { name, deleted, stat: self.describe(&found)? });
+        }
+        items.sort_by(|one, other| one.name.cmp(&other.name));
+        let next = listing.revision.filter(|_| !listing.ended).map(|revision| {
+            let Listing { last, page_token, .. } = listing;
+            ListToken { directory: inode, deleted, revision, last, page_token }.encode()
+        });
+        Ok(Page { items, next })
+    }
+
     /// The versions of a file, newest first.
     pub async fn versions(&self, path: &RemotePath) -> Result<Vec<VersionInfo>, ClientError> {
+        let mut page = self.versions_page(path, VERSIONS_PAGE, None).await?;
+        let mut versions = page.items;
+        while let Some(token) = page.next {
+            page = self.versions_page(path, VERSIONS_PAGE, Some(&token)).await?;
+            versions.extend(page.items);
+        }
+        Ok(versions)
+    }
+
+    /// One page of the versions of a file, newest first.
+    pub async fn versions_page(
+        &self,
+        path: &RemotePath,
+        page_size: u32,
+        token: Option<&str>,
+    ) -> Result<Page<VersionInfo>, ClientError> {
         let found = self.locate(path, nothing()).await?.live(path)?;
         let what = || path.to_string();
         let key = found.file_key().ok_or_else(|| ClientError::IsADirectory { what: what() })?;
         let (wire, home, inode) = (self.wire(), self.home(), found.inode());
-        let mut versions: Vec<VersionInfo> = Vec::new();
-        let mut page_token = String::new();
-        loop {
-            let min_revision = wire.seen.revision();
-            let request = pb::ListVersionsRequest {
-                inode: id_bytes(inode),
-                page_size: VERSIONS_PAGE,
-                page_token,
-                min_revision,
-            };
-            let answer = wire.transport.list_versions(&wire.credentials, request).await;
-            let answer = answer.map_err(|status| ClientError::of_status(&status))?;
-            let proven = wire.verifier.prove(&answer.proofs.unwrap_or_default())?;
-            wire.admit_authors(&proven).await?;
-            wire.seen.check_revision(answer.revision, min_revision)?;
-            for version in answer.versions {
-                let leaf = version
-                    .head
-                    .ok_or_else(|| ClientError::tampered("a version without its leaf"))?;
-                let head = wire.verifier.head(&proven, &leaf, inode, &home.vault)?;
-                let number = head.leaf.version;
-                if versions.last().is_some_and(|newer| newer.version <= number) {
+        let standing = match token {
+            Some(token) => Some(
+                VersionsToken::decode(token)
+                    .filter(|standing| standing.inode == inode)
+                    .ok_or(ClientError::WrongPageToken)?,
+            ),
+            None => None,
+        };
+        let mut newer = standing.as_ref().map(|standing| standing.last);
+        let min_revision = wire.seen.revision();
+        let request = pb::ListVersionsRequest {
+            inode: id_bytes(inode),
+            page_size,
+            page_token: standing.map(|standing| standing.page_token).unwrap_or_default(),
+            min_revision,
+        };
+        let answer = wire.transport.list_versions(&wire.credentials, request).await;
+        let answer = answer.map_err(|status| ClientError::of_status(&status))?;
+        let proven = wire.verifier.prove(&answer.proofs.unwrap_or_default())?;
+        wire.admit_authors(&proven).await?;
+        wire.seen.check_revision(answer.revision, min_revision)?;
+        let mut items = Vec::with_capacity(answer.versions.len());
+        for version in answer.versions {
+            let leaf =
+                version.head.ok_or_else(|| ClientError::tampered("a version without its leaf"))?;
+            let head = wire.verifier.head(&proven, &leaf, inode, &home.vault)?;
+            let number = head.leaf.version;
+            match newer {
+                Some(newer) if newer <= number => {
                     return Err(ClientError::tampered("versions out of order"));
                 }
-                if versions.is_empty() {
-                    wire.seen.check_head(inode, number, answer.revision)?;
-                }
-                let info = open_version_info(&wire.cluster, inode, key, &head)?;
-                versions.push(VersionInfo {
-                    version: number,
-                    length: info.length,
-                    mtime_ns: info.mtime_ns,
-                    committed: LogTime::from_unix_ms(version.log_time_ms),
-                    author: head.author,
-                    restored: (head.leaf.restored > 0).then_some(head.leaf.restored),
-                });
+                Some(_) => {}
+                None => wire.seen.check_head(inode, number, answer.revision)?,
             }
-            page_token = answer.next_page_token;
-            if page_token.is_empty() {
-                return Ok(versions);
-            }
+            newer = Some(number);
+            let info = open_version_info(&wire.cluster, inode, key, &head)?;
+            items.push(VersionInfo {
+                version: number,
+                length: info.length,
+                mtime_ns: info.mtime_ns,
+                committed: LogTime::from_unix_ms(version.log_time_ms),
+                author: head.author,
+                restored: (head.leaf.restored > 0).then_some(head.leaf.restored),
+            });
         }
+        let page_token = answer.next_page_token;
+        let next = newer
+            .filter(|_| !page_token.is_empty())
+            .map(|last| VersionsToken { inode, last, page_token }.encode());
+        Ok(Page { items, next })
     }
 
     /// Makes a directory. With `parents`, also those above it, and one that exists is good.
@@ -417,6 +487,56 @@ impl Session {
         let (proven, leaf) = reading.into_object()?;
         let leaf = leaf.ok_or_else(|| ClientError::tampered("the home has no attributes"))?;
         wire.verifier.attrs(&proven, &leaf, wire.home, &home.vault)
+    }
+}
+
+/// Part of a listing, and how to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// For the next one; none on the last.
+    pub next: Option<String>,
+}
+
+/// How a listing of a directory goes on. It holds nothing that its user may not know, and what is
+/// changed in it is noticed as if a server had changed it.
+#[derive(BorshSerialize, BorshDeserialize)]
+struct ListToken {
+    directory: InodeId,
+    deleted: bool,
+    revision: u64,
+    last: Option<NameTag>,
+    page_token: String,
+}
+
+/// How a listing of versions goes on.
+#[derive(BorshSerialize, BorshDeserialize)]
+struct VersionsToken {
+    inode: InodeId,
+    last: u64,
+    page_token: String,
+}
+
+impl ListToken {
+    fn encode(&self) -> String {
+        hex::encode(encode(&(LIST_TOKEN, self)))
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (kind, token): (u8, Self) = decode("page token", &hex::decode(text).ok()?).ok()?;
+        Some(token).filter(|_| kind == LIST_TOKEN)
+    }
+}
+
+impl VersionsToken {
+    fn encode(&self) -> String {
+        hex::encode(encode(&(VERSIONS_TOKEN, self)))
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (kind, token): (u8, Self) = decode("page token", &hex::decode(text).ok()?).ok()?;
+        Some(token).filter(|_| kind == VERSIONS_TOKEN)
     }
 }
 

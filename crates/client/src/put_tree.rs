@@ -394,6 +394,7 @@ impl Job {
             source,
             mode: Some(local.found.mode()),
             mtime_ns: stamp,
+            mtime_given: true,
             class: self.class,
             if_version: None,
             write: write_id(),

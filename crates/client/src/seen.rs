@@ -109,13 +109,15 @@ impl Marks {
 }
 
 impl Seen {
-    /// Reads the marks of a user; none where the user is new here.
-    pub(crate) fn load(path: PathBuf) -> Result<Self, ClientError> {
-        let stored = match read_if_there(&path)? {
-            Some(bytes) => parse(&path, &bytes)?,
-            None => Stored { format: FORMAT, revision: 0, heads: Vec::new() },
+    /// Reads the marks of a user; none where the user is new here. Without a path the marks last as
+    /// long as the process.
+    pub(crate) fn load(path: Option<PathBuf>) -> Result<Self, ClientError> {
+        let stored = match &path {
+            Some(path) => read_if_there(path)?.map(|bytes| parse(path, &bytes)).transpose()?,
+            None => None,
         };
-        Ok(Self { path: Some(path), marks: Mutex::new(Marks::of(stored)) })
+        let none = || Stored { format: FORMAT, revision: 0, heads: Vec::new() };
+        Ok(Self { path, marks: Mutex::new(Marks::of(stored.unwrap_or_else(none))) })
     }
 
     /// The highest revision so far.
@@ -228,8 +230,8 @@ mod tests {
     fn what_was_seen_is_remembered_merged_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/marks");
-        let first = Seen::load(path.clone()).unwrap();
-        let second = Seen::load(path.clone()).unwrap();
+        let first = Seen::load(Some(path.clone())).unwrap();
+        let second = Seen::load(Some(path.clone())).unwrap();
         first.check_revision(7, 0).unwrap();
         first.check_head(inode(1), 3, 7).unwrap();
         second.check_revision(5, 0).unwrap();
@@ -237,7 +239,7 @@ mod tests {
         first.save().unwrap();
         second.save().unwrap();
 
-        let third = Seen::load(path).unwrap();
+        let third = Seen::load(Some(path)).unwrap();
         assert_eq!(third.revision(), 7);
         let refused = |result| matches!(result, Err(ClientError::RolledBack { .. }));
         assert!(refused(third.check_head(inode(1), 2, 7)));
@@ -260,6 +262,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marks");
         std::fs::write(&path, b"?").unwrap();
-        assert!(matches!(Seen::load(path), Err(ClientError::Local { .. })));
+        assert!(matches!(Seen::load(Some(path)), Err(ClientError::Local { .. })));
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use coffer_crypto::hpke::{VaultKeyContext, open_vault_key};
-use coffer_model::id::{InodeId, NameTag};
+use coffer_crypto::session::{BearerToken, KeptSession};
+use coffer_model::hash::payload_hash;
+use coffer_model::id::{InodeId, NameTag, PrincipalId};
 use coffer_model::name::{FileName, UserName};
-use coffer_model::object::{Kind, Leaf, LeafHash, Object, SessionLeaf};
+use coffer_model::object::{Kind, Leaf, LeafHash, Object, SealedSessionLeaf, SessionLeaf};
 use coffer_model::op::{Change, Op};
 use coffer_model::session::SignedCertificate;
 use coffer_model::time::LogTime;
@@ -93,7 +95,7 @@ pub struct VersionInfo {
     /// Log time of its commit, as the server says.
     pub committed: LogTime,
     /// Who wrote it.
-    pub author: coffer_model::id::PrincipalId,
+    pub author: PrincipalId,
     /// The version it brought back; none for new content.
     pub restored: Option<u64>,
 }
@@ -140,7 +142,7 @@ impl Session {
             home,
             credentials: Credentials::new(cluster, certificate.certificate.hash(), secrets.key),
             clock: LogClock::default(),
-            seen: Seen::load(user_dir.join("seen"))?,
+            seen: Seen::load(user_dir.as_ref().map(|dir| dir.join("seen")))?,
             verifier,
         });
         let cores = available_parallelism().map_or(2, usize::from);
@@ -154,7 +156,7 @@ impl Session {
             certificate,
             directories: BoundedCache::new(DIRECTORIES_REMEMBERED, None),
             cores: Arc::new(Semaphore::new(cores)),
-            journal: Journal::at(user_dir.join("uploads")),
+            journal: Journal::at(user_dir.map(|dir| dir.join("uploads"))),
         })))
     }
 
@@ -187,6 +189,26 @@ impl Session {
         let outcome = self.changes().apply(PlannedOp::new(op, Vec::new())).await?;
         outcome.map_err(|rejection| ClientError::rejected(rejection, "the session"))?;
         self.save_marks().await
+    }
+
+    /// Whose session it is.
+    pub fn principal(&self) -> PrincipalId {
+        self.wire().principal
+    }
+
+    /// Leaves the session with the cluster, sealed under a token, so that who shows the token at any
+    /// gateway has the session again.
+    pub(crate) async fn keep(
+        &self,
+        token: &BearerToken,
+        kept: &KeptSession,
+    ) -> Result<(), ClientError> {
+        let sealed = token.seal(&self.wire().cluster, kept);
+        let leaf = SealedSessionLeaf { payload: payload_hash(&sealed) };
+        let sealed_session = Change { key: token.session(), expected: None, leaf };
+        let op = PlannedOp::new(Op::SealSession { sealed: sealed_session }, vec![sealed]);
+        let outcome = self.changes().apply(op).await?;
+        outcome.map(|_| ()).map_err(|rejection| ClientError::rejected(rejection, "the session"))
     }
 
     /// Writes down what was seen of the cluster. Operations do this themselves every few seconds; a

@@ -7,6 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{BoxStream, StreamExt};
+
 use crate::content::FileReader;
 use crate::error::ClientError;
 
@@ -19,6 +22,8 @@ pub(crate) enum Source {
     Memory(Arc<[u8]>),
     /// A version of a remote file, read front to back.
     Remote(Arc<tokio::sync::Mutex<Remote>>, u64),
+    /// Pieces as they come, front to back.
+    Pieces(Arc<tokio::sync::Mutex<Pieces>>),
     /// A stream.
     Stream { reader: Arc<Mutex<Box<dyn Read + Send>>>, path: PathBuf },
 }
@@ -27,6 +32,27 @@ pub(crate) enum Source {
 pub(crate) struct Remote {
     reader: FileReader,
     ahead: Vec<u8>,
+}
+
+/// Pieces that come, and what came of them ahead of time.
+pub(crate) struct Pieces {
+    pieces: PieceStream,
+    ahead: BytesMut,
+}
+
+/// Content that comes in pieces of any size.
+pub type PieceStream = BoxStream<'static, Result<Bytes, ClientError>>;
+
+impl Pieces {
+    async fn read(&mut self, count: usize) -> Result<Vec<u8>, ClientError> {
+        while self.ahead.len() < count
+            && let Some(piece) = self.pieces.next().await
+        {
+            self.ahead.extend_from_slice(&piece?);
+        }
+        let taken = self.ahead.split_to(count.min(self.ahead.len()));
+        Ok(taken.to_vec())
+    }
 }
 
 impl Remote {
@@ -61,12 +87,18 @@ impl Source {
         Self::Stream { reader: Arc::new(Mutex::new(reader)), path: name.to_owned() }
     }
 
+    /// Pieces as they come.
+    pub(crate) fn pieces(pieces: PieceStream) -> Self {
+        let pieces = Pieces { pieces, ahead: BytesMut::new() };
+        Self::Pieces(Arc::new(tokio::sync::Mutex::new(pieces)))
+    }
+
     /// How long the content is, where that is known beforehand.
     pub(crate) fn length(&self) -> Option<u64> {
         match self {
             Self::File { length, .. } | Self::Remote(_, length) => Some(*length),
             Self::Memory(bytes) => Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
-            Self::Stream { .. } => None,
+            Self::Stream { .. } | Self::Pieces(_) => None,
         }
     }
 
@@ -93,7 +125,7 @@ impl Source {
                 let to = from.saturating_add(count).min(content.len());
                 Ok(content[from..to].to_vec())
             }
-            Self::Remote(..) => Err(ClientError::Stopped),
+            Self::Remote(..) | Self::Pieces(_) => Err(ClientError::Stopped),
             Self::Stream { reader, path } => {
                 let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut bytes = Vec::with_capacity(count);
@@ -113,6 +145,9 @@ impl Source {
     pub(crate) async fn read_off(&self, offset: u64, count: usize) -> Result<Vec<u8>, ClientError> {
         if let Self::Remote(remote, _) = self {
             return remote.lock().await.read(count).await;
+        }
+        if let Self::Pieces(pieces) = self {
+            return pieces.lock().await.read(count).await;
         }
         let source = self.clone();
         tokio::task::spawn_blocking(move || source.read(offset, count))

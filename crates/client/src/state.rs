@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use coffer_crypto::session::SessionSecrets;
+use coffer_crypto::session::{KeptSession, SessionSecrets};
 use coffer_model::id::{ClusterId, InodeId, PrincipalId};
 use coffer_model::name::UserName;
 use coffer_model::object::{LeafHash, VaultLeaf};
@@ -89,6 +89,12 @@ impl SessionState {
     /// When the session ends by itself, in log time.
     pub fn expires(&self) -> LogTime {
         self.certificate.certificate.expires
+    }
+
+    /// What is kept of it in gateway custody.
+    pub(crate) fn to_kept(&self) -> KeptSession {
+        let (name, certificate) = (self.name.clone(), self.certificate.clone());
+        KeptSession::of(&self.secrets, name, self.home, self.identity, certificate)
     }
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {

@@ -14,7 +14,7 @@ use crate::error::ClientError;
 
 /// The directory of everything remembered on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StateDir(PathBuf);
+pub struct StateDir(Option<PathBuf>);
 
 impl StateDir {
     /// `$XDG_STATE_HOME/coffer`, or `~/.local/state/coffer`.
@@ -26,22 +26,27 @@ impl StateDir {
             .ok_or_else(|| ClientError::Invalid {
                 what: "neither XDG_STATE_HOME nor HOME says where to keep state".to_owned(),
             })?;
-        Ok(Self(base.join("coffer")))
+        Ok(Self(Some(base.join("coffer"))))
     }
 
     /// Some other directory.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
+        Self(Some(path.into()))
+    }
+
+    /// Nothing is written anywhere: what is remembered goes with the process.
+    pub const fn nowhere() -> Self {
+        Self(None)
     }
 
     /// What is remembered about servers.
-    pub(crate) fn clusters(&self) -> PathBuf {
-        self.0.join("clusters")
+    pub(crate) fn clusters(&self) -> Option<PathBuf> {
+        Some(self.0.as_ref()?.join("clusters"))
     }
 
     /// What is remembered for one user of one cluster.
-    pub(crate) fn of_user(&self, cluster: &ClusterId, name: &UserName) -> PathBuf {
-        self.0.join(cluster.to_string()).join(name.as_str())
+    pub(crate) fn of_user(&self, cluster: &ClusterId, name: &UserName) -> Option<PathBuf> {
+        Some(self.0.as_ref()?.join(cluster.to_string()).join(name.as_str()))
     }
 }
 

@@ -34,7 +34,7 @@ use coffer_proto::v1 as pb;
 use coffer_service::status::status;
 use tonic::{Code, Status};
 
-use crate::account::{Engine, register_op};
+use crate::account::{AccountOptions, Engine, register_op};
 use crate::change::{Signing, submit};
 use crate::clock::LogClock;
 use crate::contact::{Pinned, StateDir};
@@ -195,8 +195,16 @@ impl FakeCluster {
         let code = RecoveryCode::generate();
         let wraps = vec![key.wrap_for_recovery(&owner, &code)];
         let sealed = SealedKeyring::seal(&owner, 1, &key, &keyring, wraps).unwrap();
-        let planned =
-            register_op(self.cluster, &name, &owner, &keyring, vec![1], sealed.encode()).unwrap();
+        let (_, planned) = register_op(
+            self.cluster,
+            &name,
+            &owner,
+            &keyring,
+            vec![1],
+            sealed.encode(),
+            &AccountOptions::standard(),
+        )
+        .unwrap();
         let Op::Register { user, .. } = &planned.op else { panic!("another op") };
         let leaf = user.leaf.clone();
         let clock = LogClock::default();
@@ -692,6 +700,13 @@ impl Transport for FakeCluster {
     }
 
     fn get_keyring(&self, _: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse> {
+        unused()
+    }
+
+    fn get_sealed_session(
+        &self,
+        _: pb::GetSealedSessionRequest,
+    ) -> Answer<'_, pb::GetSealedSessionResponse> {
         unused()
     }
 

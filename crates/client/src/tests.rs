@@ -371,6 +371,7 @@ async fn put_late(
         source,
         mode: None,
         mtime_ns: 0,
+        mtime_given: true,
         class: None,
         if_version,
         write: write_id(),

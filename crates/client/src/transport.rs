@@ -16,8 +16,10 @@ use futures_util::future::BoxFuture;
 use tonic::Status;
 
 mod gateway;
+mod repeat;
 
 pub use gateway::GatewayTransport;
+pub use repeat::Repeats;
 
 /// What a call comes to.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, Status>>;
@@ -65,6 +67,11 @@ pub trait Transport: Send + Sync + 'static {
     fn finish_login(&self, request: pb::FinishLoginRequest) -> Answer<'_, pb::FinishLoginResponse>;
     /// A user's sealed keyring, without a login.
     fn get_keyring(&self, request: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse>;
+    /// The session of a bearer token, sealed.
+    fn get_sealed_session(
+        &self,
+        request: pb::GetSealedSessionRequest,
+    ) -> Answer<'_, pb::GetSealedSessionResponse>;
     /// The signed records of the cluster.
     fn get_descriptor(
         &self,

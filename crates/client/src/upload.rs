@@ -42,11 +42,11 @@ use crate::node::{
     seal_version_info,
 };
 use crate::options::PutOptions;
-use crate::progress::{Progress, Report, Tally};
+use crate::progress::{Progress, Report, Silent, Tally};
 use crate::read::{object_query, walk_query};
 use crate::resolve::attrs_and_head;
 use crate::session::Session;
-use crate::source::{Source, is_zero};
+use crate::source::{PieceStream, Source, is_zero};
 
 /// Slots of one file under way at a time; their bytes are bounded by the session's budget.
 const SLOTS_IN_FLIGHT: usize = 256;
@@ -71,6 +71,8 @@ pub(crate) struct Content<'a> {
     pub(crate) source: Source,
     pub(crate) mode: Option<u32>,
     pub(crate) mtime_ns: i64,
+    /// Whether the caller said the time, so that another one is another content.
+    pub(crate) mtime_given: bool,
     pub(crate) class: Option<ChunkClass>,
     pub(crate) if_version: Option<u64>,
     pub(crate) write: WriteId,
@@ -145,6 +147,29 @@ impl Session {
         self.put_source(source, remote, options, options.write_id.is_some(), progress).await
     }
 
+    /// Puts bytes that are there already. With a write id the same put is made once: again, it is
+    /// answered with the version it made, as long as that is the current one.
+    pub async fn put_bytes(
+        &self,
+        bytes: &[u8],
+        remote: &RemotePath,
+        options: &PutOptions,
+    ) -> Result<Report, ClientError> {
+        let source = Source::Memory(bytes.into());
+        self.put_source(source, remote, options, options.write_id.is_some(), &Silent).await
+    }
+
+    /// Puts pieces as they come. The file is there once the stream has ended well; if it fails, nothing
+    /// has happened.
+    pub async fn put_pieces(
+        &self,
+        pieces: PieceStream,
+        remote: &RemotePath,
+        options: &PutOptions,
+    ) -> Result<Report, ClientError> {
+        self.put_source(Source::pieces(pieces), remote, options, false, &Silent).await
+    }
+
     async fn put_source(
         &self,
         source: Source,
@@ -175,6 +200,7 @@ impl Session {
             source,
             mode: options.mode,
             mtime_ns: options.mtime_ns.unwrap_or_else(now_ns),
+            mtime_given: options.mtime_ns.is_some(),
             class: options.class,
             if_version: options.if_version,
             write: options.write_id.unwrap_or_else(write_id),
@@ -205,10 +231,10 @@ impl Session {
         let mut uploaded: Option<Uploaded> = None;
         let mut contest = self.contest(target.path);
         loop {
-            let aim = Aim::at(&target, &content)?;
-            if let Some(done) = self.is_done(&aim, &content)? {
+            if let Some(done) = self.is_done(&target, &content)? {
                 return Ok(done);
             }
+            let aim = Aim::at(&target, &content)?;
             let current = match uploaded.take() {
                 Some(current) if current.inode == aim.inode() => current,
                 // Nothing of it is sealed yet.
@@ -255,19 +281,25 @@ impl Session {
     }
 
     /// A resumed write that was committed after all, its answer lost: the current version is its own.
-    fn is_done(&self, aim: &Aim, content: &Content<'_>) -> Result<Option<Committed>, ClientError> {
-        let Aim::Existing(existing) = aim else { return Ok(None) };
-        let head = &existing.head.leaf;
-        if head.write != content.write || !content.resumed {
+    fn is_done(
+        &self,
+        target: &Target<'_>,
+        content: &Content<'_>,
+    ) -> Result<Option<Committed>, ClientError> {
+        let Some(found) = target.found.as_ref().filter(|found| found.is_live()) else {
+            return Ok(None);
+        };
+        let (Some(key), Some(head)) = (found.file_key(), found.head.as_ref()) else {
+            return Ok(None);
+        };
+        if head.leaf.write != content.write || !content.resumed {
             return Ok(None);
         }
         let cluster = &self.wire().cluster;
-        let info =
-            crate::node::open_version_info(cluster, existing.inode, &existing.key, &existing.head)?;
-        let same =
-            content.source.length() == Some(info.length) && info.mtime_ns == content.mtime_ns;
-        if same {
-            Ok(Some(Committed { version: head.version, length: info.length }))
+        let info = crate::node::open_version_info(cluster, found.inode(), key, head)?;
+        let same_time = !content.mtime_given || info.mtime_ns == content.mtime_ns;
+        if content.source.length() == Some(info.length) && same_time {
+            Ok(Some(Committed { version: head.leaf.version, length: info.length }))
         } else {
             Err(ClientError::Conflict { what: "this write was committed already".to_owned() })
         }

@@ -57,8 +57,8 @@ pub const LABELS: [(&str, &str); 16] = [
     ("coffer/v1/key/keyring", "keyring key → AES-SIV key of the keyring"),
     ("coffer/v1/key/keyring-password", "OPAQUE export key → AES-SIV key and commitment of a wrap"),
     ("coffer/v1/key/keyring-recovery", "recovery code → AES-SIV key and commitment of a wrap"),
-    ("coffer/v1/key/session", "bearer token → AES-SIV key of the session's keys"),
-    ("coffer/v1/key/session-id", "bearer token → the id its sealed session is kept under"),
+    ("coffer/v1/key/session", "key of a bearer token → AES-SIV key of the session it opens"),
+    ("coffer/v1/key/session-id", "key of a bearer token → what a gateway knows the token again by"),
 ];
 
 impl Label {

@@ -13,6 +13,7 @@ import sys
 from blake3 import blake3
 from cryptography.cobblestone import Cobblestone256Decryptor
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
@@ -148,9 +149,16 @@ for kind, use, secret in (
 sealed = siv(subkey(raw("keyring_key"), b"keyring", 64), b"keyring", [CLUSTER, PRINCIPAL, epoch], keyring)
 found["keyring"] = SUITE + epoch + struct.pack("<I", 2) + wraps + vec(sealed)
 
-session = frame(raw("session_seed") + raw("hpke_secret") + struct.pack("<I", 1) + pin)
-found["session"] = siv(
-    subkey(raw("bearer_token"), b"session", 64), b"session", [CLUSTER, PRINCIPAL], session
+issued = INPUT["session_issued"]
+certificate = SUITE + CLUSTER + PRINCIPAL + Ed25519PrivateKey.from_private_bytes(raw("session_seed")).public_key().public_bytes_raw()
+certificate += b"\0" + struct.pack("<QQ", issued, issued + 12 * 3600 * 1000)
+identity = Ed25519PrivateKey.from_private_bytes(raw("identity_seed"))
+signature = identity.sign(b"coffer/v1/sign/session\0" + CLUSTER + certificate)
+kept = raw("session_seed") + raw("hpke_secret") + vec(b"bob") + raw("session_home")
+kept += identity.public_key().public_bytes_raw() + certificate + signature
+certificate_hash = blake3(certificate, derive_key_context="coffer/v1/session-certificate").digest()
+found["session"] = b"\1" + siv(
+    subkey(raw("bearer_key"), b"session", 64), b"session", [CLUSTER, certificate_hash], frame(kept)
 )
 
 found["argon2id_of_64_zeros"] = Argon2id(

@@ -1,11 +1,8 @@
-//! gRPC to a gateway: calls with a time limit, repeated for half a minute while their failure may pass.
-//! A leader or a storage node that dies is replaced within that time, so it does not show.
+//! gRPC to a gateway: calls with a time limit, repeated while their failure may pass.
 
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coffer_model::session::PROOF_HEADER;
 use coffer_proto::MESSAGE_BYTES_MAX;
@@ -15,27 +12,17 @@ use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
-use coffer_service::call::contained;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
-use coffer_service::retry::{Backoff, Jitter, Verdict};
 use coffer_service::tls::client_config_without_certificate;
 use rustls::pki_types::CertificateDer;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::error::{ClientError, is_snapshot_gone};
+use crate::error::ClientError;
+use crate::transport::repeat::{CALL_TIMEOUT, CHUNK_TIMEOUT, Repeats};
 use crate::transport::{Answer, Credentials, Transport};
 
-/// How long one attempt of a small call may take. A server that died without a word costs this much.
-const CALL_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long one attempt of a call with megabytes in it may take.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a call is repeated in all. A new leader is found within a few seconds.
-const RETRY_FOR: Duration = Duration::from_secs(30);
-/// The waits between attempts; the number of attempts is bounded by [`RETRY_FOR`] much earlier.
-const BACKOFF: Backoff =
-    Backoff { first: Duration::from_millis(100), max: Duration::from_secs(2), attempts: 64 };
 /// Connections for chunks: encryption of one connection is the work of one core.
 const CHUNK_CONNECTIONS: usize = 2;
 
@@ -44,7 +31,7 @@ pub struct GatewayTransport {
     directory: Channel,
     chunks: Vec<Channel>,
     next: AtomicUsize,
-    jitter: Mutex<Jitter>,
+    repeats: Repeats,
 }
 
 impl GatewayTransport {
@@ -69,7 +56,7 @@ impl GatewayTransport {
             directory: channel()?,
             chunks: (0..CHUNK_CONNECTIONS).map(|_| channel()).collect::<Result<_, _>>()?,
             next: AtomicUsize::new(0),
-            jitter: Mutex::new(Jitter::random()),
+            repeats: Repeats::default(),
         })
     }
 
@@ -154,37 +141,17 @@ impl GatewayTransport {
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let started = Instant::now();
-        let mut attempt = 0;
-        loop {
-            let mut request = Request::new(message.clone());
-            if let Some(session) = session {
-                let proof = MetadataValue::from_bytes(&session.proof());
-                request.metadata_mut().insert_bin(PROOF_HEADER, proof);
-            }
-            let answer = match tokio::time::timeout(timeout, contained(send(request))).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("no answer in time"),
-            };
-            let asked = match Verdict::of(&answer) {
-                _ if is_snapshot_gone(&answer) => return Err(answer),
-                Verdict::GiveUp => return Err(answer),
-                Verdict::TryAgain => Duration::ZERO,
-                Verdict::TryAgainAfter(delay) => delay,
-            };
-            let delay = {
-                let mut jitter = self.jitter.lock().unwrap_or_else(PoisonError::into_inner);
-                BACKOFF.delay(attempt, &mut jitter)
-            };
-            let Some(delay) = delay.map(|delay| delay.max(asked)) else { return Err(answer) };
-            if started.elapsed() + delay > RETRY_FOR {
-                return Err(answer);
-            }
-            tracing::debug!(code = ?answer.code(), attempt, "a call is repeated");
-            tokio::time::sleep(delay).await;
-            attempt += 1;
-        }
+        self.repeats
+            .within(timeout, || {
+                let mut request = Request::new(message.clone());
+                if let Some(session) = session {
+                    let proof = MetadataValue::from_bytes(&session.proof());
+                    request.metadata_mut().insert_bin(PROOF_HEADER, proof);
+                }
+                let answer = send(request);
+                async move { answer.await.map(Response::into_inner) }
+            })
+            .await
     }
 }
 
@@ -272,6 +239,16 @@ impl Transport for GatewayTransport {
         Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
             let mut client = self.login();
             async move { client.get_keyring(request).await }
+        }))
+    }
+
+    fn get_sealed_session(
+        &self,
+        request: pb::GetSealedSessionRequest,
+    ) -> Answer<'_, pb::GetSealedSessionResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.login();
+            async move { client.get_sealed_session(request).await }
         }))
     }
 

@@ -1,25 +1,41 @@
-use coffer_model::id::{ClusterId, PrincipalId};
-use coffer_model::signing::{PublicKey, Signer};
+use coffer_model::SUITE;
+use coffer_model::id::PrincipalId;
+use coffer_model::session::{Certificate, SESSION_MS_MAX, Scope};
+use coffer_model::time::LogTime;
 
 use super::*;
 use crate::keyring::Keyring;
+use crate::sign::IdentityKey;
 
-fn owner() -> KeyringOwner {
-    KeyringOwner {
-        cluster: ClusterId::from_bytes([1; 32]),
-        principal: PrincipalId::from_bytes([2; 16]),
-    }
-}
+const CLUSTER: ClusterId = ClusterId::from_bytes([1; 32]);
 
 /// A sealed session that is the same each time.
-pub(crate) fn vector(owner: &KeyringOwner) -> Vec<u8> {
-    let bob = Pin { name: "bob".parse().unwrap(), identity: PublicKey::from_bytes([0xaa; 32]) };
-    let secrets = SessionSecrets {
-        key: SessionKey::from_secret_bytes(&Zeroizing::new([0xbb; 32])),
-        hpke: HpkeSecret::from_secret_bytes(&[0x55; 32]),
-        pins: vec![bob],
+pub(crate) fn vector(cluster: ClusterId, principal: PrincipalId) -> Vec<u8> {
+    let kept = kept(cluster, principal, SessionKey::from_secret_bytes(&Zeroizing::new([0xbb; 32])));
+    let session = kept.certificate.certificate.hash();
+    BearerToken { session, key: [0xcc; 32] }.seal(&cluster, &kept)
+}
+
+fn kept(cluster: ClusterId, principal: PrincipalId, key: SessionKey) -> KeptSession {
+    let identity = IdentityKey::from_seed(&[0x66; 32]);
+    let issued = LogTime::from_unix_ms(1_800_000_000_000);
+    let certificate = Certificate {
+        suite: SUITE,
+        cluster,
+        principal,
+        key: key.public_key(),
+        scope: Scope::Full,
+        issued,
+        expires: issued.plus_ms(SESSION_MS_MAX),
     };
-    BearerToken([0xcc; 32]).seal(owner, &secrets)
+    KeptSession {
+        name: "bob".parse().unwrap(),
+        home: InodeId::from_bytes([0xdd; 16]),
+        identity: identity.public_key(),
+        certificate: certificate.sign(&identity),
+        key,
+        hpke: HpkeSecret::from_secret_bytes(&[0x55; 32]),
+    }
 }
 
 fn secrets() -> SessionSecrets {
@@ -41,26 +57,50 @@ fn a_session_file_comes_back() {
 }
 
 #[test]
-fn a_session_opens_with_its_token_only() {
-    let (token, other) = (BearerToken::generate(), BearerToken::generate());
-    let secrets = secrets();
-    let sealed = token.seal(&owner(), &secrets);
+fn a_kept_session_opens_with_its_token_only() {
+    let kept = kept(CLUSTER, PrincipalId::from_bytes([2; 16]), SessionKey::generate());
+    let session = kept.certificate.certificate.hash();
+    let (token, other) = (BearerToken::generate(session), BearerToken::generate(session));
+    let sealed = token.seal(&CLUSTER, &kept);
     let presented = BearerToken::parse(&token.to_text()).unwrap();
-    assert_eq!(public(&presented.open(&owner(), &sealed).unwrap()), public(&secrets));
-    assert_eq!(presented.session_id(), token.session_id());
+    let opened = presented.open(&CLUSTER, &sealed).unwrap();
+    assert_eq!(opened.key.public_key(), kept.key.public_key());
+    assert_eq!(opened.hpke.public_key(), kept.hpke.public_key());
+    assert_eq!((&opened.name, opened.home), (&kept.name, kept.home));
+    assert!(opened.certificate == kept.certificate && opened.identity == kept.identity);
+    assert!(token.check().is_of(&presented) && !token.check().is_of(&other));
 
-    assert_ne!(other.session_id(), token.session_id());
-    assert_eq!(other.open(&owner(), &sealed).err(), Some(CryptoError::Tampered));
-    let elsewhere = KeyringOwner { principal: PrincipalId::from_bytes([9; 16]), ..owner() };
-    assert_eq!(token.open(&elsewhere, &sealed).err(), Some(CryptoError::Tampered));
-    let mut changed = sealed;
-    changed[20] ^= 1;
-    assert_eq!(token.open(&owner(), &changed).err(), Some(CryptoError::Tampered));
+    let refused = |token: &BearerToken, cluster, sealed: &[u8]| token.open(cluster, sealed).err();
+    assert_eq!(refused(&other, &CLUSTER, &sealed), Some(CryptoError::Tampered));
+    let elsewhere = ClusterId::from_bytes([9; 32]);
+    assert_eq!(refused(&token, &elsewhere, &sealed), Some(CryptoError::Tampered));
+    let renamed = BearerToken {
+        session: CertificateHash::from_hash(Hash::from_bytes([7; 32])),
+        key: token.key,
+    };
+    assert_eq!(refused(&renamed, &CLUSTER, &sealed), Some(CryptoError::Tampered));
+    for at in [1, 20, sealed.len() - 1] {
+        let mut changed = sealed.clone();
+        changed[at] ^= 1;
+        assert_eq!(refused(&token, &CLUSTER, &changed), Some(CryptoError::Tampered));
+    }
+    assert_eq!(refused(&token, &CLUSTER, &[]), Some(CryptoError::Tampered));
+    let later = [&[2], &sealed[1..]].concat();
+    assert!(matches!(refused(&token, &CLUSTER, &later), Some(CryptoError::Malformed(_))));
+}
+
+#[test]
+fn a_kept_session_of_another_certificate_is_refused() {
+    let kept = kept(CLUSTER, PrincipalId::from_bytes([2; 16]), SessionKey::generate());
+    let token = BearerToken::generate(CertificateHash::from_hash(Hash::from_bytes([7; 32])));
+    let sealed = token.seal(&CLUSTER, &kept);
+    assert_eq!(token.open(&CLUSTER, &sealed).err(), Some(CryptoError::KeyMismatch));
 }
 
 #[test]
 fn text_that_is_no_token_is_refused() {
-    let text = BearerToken::generate().to_text();
+    let session = CertificateHash::from_hash(Hash::from_bytes([7; 32]));
+    let text = BearerToken::generate(session).to_text();
     for bad in
         ["", "coffer_", &text[1..], &text[..70], &format!("{}0", *text), &text.to_uppercase()]
     {
