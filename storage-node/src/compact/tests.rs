@@ -390,7 +390,8 @@ fn simulate(seed: u64) -> u64 {
 fn lose_index(dice: &mut Dice, index: &Path, older: &Path) {
     match dice.below(4) {
         0 => {
-            // No crash brings back one from before.
+            // No crash brings back one from before; and what was forgotten by then is here again, and
+            // promised again, where that one has read already.
             std::fs::remove_dir_all(index).unwrap();
             let _ = std::fs::remove_dir_all(older);
         }
