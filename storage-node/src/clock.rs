@@ -6,16 +6,28 @@ use std::time::Instant;
 
 use coffer_model::time::LogTime;
 
-/// How long a chunk is kept without a commit that names it.
+/// How long a chunk is kept without a commit that names it, where the configuration says nothing else.
 pub(crate) const HOLD_MS: u64 = 60 * 60 * 1000;
 
-#[derive(Default)]
-pub(crate) struct LogClock(Mutex<Option<(LogTime, Instant)>>);
+pub(crate) struct LogClock {
+    known: Mutex<Option<(LogTime, Instant)>>,
+    hold_ms: u64,
+}
 
 impl LogClock {
+    /// A clock for a node that keeps chunks for so long without a commit that names them.
+    pub(crate) const fn new(hold_ms: u64) -> Self {
+        Self { known: Mutex::new(None), hold_ms }
+    }
+
+    /// How long a chunk is kept without a commit that names it.
+    pub(crate) const fn hold_ms(&self) -> u64 {
+        self.hold_ms
+    }
+
     /// Takes up what the metadata group said. An older saying changes nothing.
     pub(crate) fn learn(&self, time: LogTime) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if time > LogTime::ZERO && known.is_none_or(|(since, at)| time > moved_on(since, at)) {
             *known = Some((time, Instant::now()));
         }
@@ -23,7 +35,7 @@ impl LogClock {
 
     /// Log time now; none before it was ever learnt.
     pub(crate) fn now(&self) -> Option<LogTime> {
-        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.map(|(since, at)| moved_on(since, at))
     }
 }

@@ -17,7 +17,7 @@ use coffer_service::metrics::{IntCounter, IntGauge, Metrics, MetricsError};
 use coffer_service::shutdown::Shutdown;
 use tokio::time::{Instant, sleep};
 
-use crate::clock::{HOLD_MS, LogClock};
+use crate::clock::LogClock;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::index::Listed;
@@ -207,7 +207,7 @@ impl<D: Disk> Compactor<D> {
         segments: &BTreeSet<u64>,
     ) -> Result<u64, StoreError> {
         // A promise that ran out this long ago binds nobody: every member is later than that.
-        let now = self.clock.now().map_or(0, LogTime::unix_ms).saturating_sub(HOLD_MS);
+        let now = self.clock.now().map_or(0, LogTime::unix_ms).saturating_sub(self.clock.hold_ms());
         let now = LogTime::from_unix_ms(now);
         let mut given_back = 0;
         for segment in with(usage, segments, |it| it.live_bytes == 0) {

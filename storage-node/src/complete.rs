@@ -34,7 +34,7 @@ use coffer_service::status::reason_of;
 use coffer_service::tls::LiveTls;
 use tonic::Status;
 
-use crate::clock::{HOLD_MS, LogClock};
+use crate::clock::LogClock;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::disk::Disk;
@@ -427,7 +427,8 @@ impl<D: Disk> Completer<D> {
             return Ok(false);
         }
         let ids: Vec<ChunkId> = good.iter().map(SealedChunk::id).collect();
-        let keep_until = self.parts.clock.now().unwrap_or(LogTime::ZERO).plus_ms(HOLD_MS);
+        let clock = &self.parts.clock;
+        let keep_until = clock.now().unwrap_or(LogTime::ZERO).plus_ms(clock.hold_ms());
         self.parts.store.put(good, keep_until).await?;
         let store = self.parts.store.clone();
         let verified = off_the_async_threads(move || store.verify_missing(&ids)).await??;
@@ -561,7 +562,7 @@ fn unusable(error: impl std::fmt::Display) -> Failure {
     Failure::Call(Status::unavailable(error.to_string()))
 }
 
-fn as_ms(duration: Duration) -> u64 {
+pub(crate) fn as_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use coffer_service::config::{ConfigError, Reader, read};
 use coffer_service::tls::TlsFiles;
 
+use crate::clock::HOLD_MS;
+
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// What a storage node reads at its start.
@@ -33,6 +35,9 @@ pub struct Config {
     /// `settle`: how long a committed chunk may still be on its way before it is fetched from a
     /// sibling.
     pub settle: Duration,
+    /// `hold`: for how long the node promises to keep a chunk that no commit names yet; what takes longer
+    /// from its chunks to its commit sends them again.
+    pub hold: Duration,
     /// `compare_every`: how often all that is kept is compared with all that commits have named; that is
     /// also done at each start and when the layout changes.
     pub compare_every: Duration,
@@ -72,6 +77,7 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         report_every: reader.duration_ms("report_every", 50..=10_000, 3000),
         poll_every: reader.duration_ms("poll_every", 20..=10_000, 500),
         settle: reader.duration_ms("settle", 0..=60_000, 3000),
+        hold: reader.duration_ms("hold", 1000..=7 * DAY_MS, HOLD_MS),
         compare_every: reader.duration_ms("compare_every", 1000..=30 * DAY_MS, DAY_MS / 4),
         scrub_every: reader.duration_ms("scrub_every", 1000..=365 * DAY_MS, 7 * DAY_MS),
         scrub_bytes_per_second: reader.bytes_size(

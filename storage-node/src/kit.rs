@@ -16,6 +16,7 @@ use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
 use coffer_model::time::LogTime;
 use ed25519_dalek::{Signer as _, SigningKey};
 
+use crate::clock::HOLD_MS;
 use crate::cluster::Cluster;
 use crate::disk::Disk;
 use crate::index::Index;
@@ -132,7 +133,12 @@ pub(crate) fn open_as<D: Disk>(
     index: &Path,
     segment_bytes: u64,
 ) -> Result<Opened<D>, StoreError> {
-    open_with(node, disk, index, Sizes { segment_bytes, capacity_bytes: u64::MAX })
+    open_with(
+        node,
+        disk,
+        index,
+        Sizes { segment_bytes, hold_ms: HOLD_MS, capacity_bytes: u64::MAX },
+    )
 }
 
 pub(crate) fn open_with<D: Disk>(

@@ -26,7 +26,7 @@ use crate::clock::LogClock;
 use crate::cluster::{self, Cluster};
 use crate::compact::Compactor;
 use crate::compare::{Comparer, Schedule};
-use crate::complete::{Completer, Gauges};
+use crate::complete::{Completer, Gauges, as_ms};
 use crate::config::Config;
 use crate::disk::Folder;
 use crate::index::Index;
@@ -162,8 +162,11 @@ impl Node {
         let index = Index::open(&config.data_dir.join("index"))
             .map_err(|error| Error::Store(error.to_string()))?;
         let signer: Arc<dyn Signer + Send + Sync> = Arc::clone(&identity) as _;
-        let sizes =
-            Sizes { segment_bytes: config.segment_bytes, capacity_bytes: config.capacity_bytes };
+        let sizes = Sizes {
+            segment_bytes: config.segment_bytes,
+            hold_ms: as_ms(config.hold),
+            capacity_bytes: config.capacity_bytes,
+        };
         let owner = Owner { cluster: *cluster.id(), node: id, signer };
         let (store, writer) = Store::open(disk, index, owner, sizes)
             .map_err(|error| Error::Store(error.to_string()))?;
@@ -207,7 +210,7 @@ impl Node {
         } = self;
         // A part of its own, so that it can be ended where the server fails by itself.
         let part = shutdown.child();
-        let clock = Arc::new(LogClock::default());
+        let clock = Arc::new(LogClock::new(as_ms(config.hold)));
         let health = Health::new().await.with_metrics(watch.metrics());
         let (listen, health_listen, totals) = (config.listen, config.health_listen, store.totals());
         let schedule =

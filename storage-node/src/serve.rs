@@ -17,7 +17,7 @@ use coffer_service::status::status;
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
-use crate::clock::{HOLD_MS, LogClock};
+use crate::clock::LogClock;
 use crate::cluster::Cluster;
 use crate::disk::Disk;
 use crate::door::Door;
@@ -73,7 +73,7 @@ impl<D: Disk> Served<D> {
     /// Until when a chunk that is stored now is kept.
     fn keep_until(&self) -> Result<LogTime, Status> {
         let now = self.clock.now().ok_or_else(not_ready)?;
-        Ok(now.plus_ms(HOLD_MS))
+        Ok(now.plus_ms(self.clock.hold_ms()))
     }
 
     /// Reads chunks until the answer is full; what does not fit, and what is not here, is empty.

@@ -36,7 +36,6 @@ use coffer_model::signing::Signer;
 use coffer_model::time::LogTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::clock::HOLD_MS;
 use crate::disk::{Disk, Segment, is_damage};
 use crate::index::{Index, IndexBatch, IndexError, Location, Notes, Totals};
 use crate::record::{
@@ -240,6 +239,8 @@ impl Usage {
 pub(crate) struct Sizes {
     /// Of the files chunks are kept in.
     pub(crate) segment_bytes: u64,
+    /// For how long a chunk is promised.
+    pub(crate) hold_ms: u64,
     /// All chunks together.
     pub(crate) capacity_bytes: u64,
 }
@@ -282,7 +283,7 @@ impl<D: Disk> Store<D> {
             segments.insert(number, Arc::new(segment));
             end = Some((number, at));
         }
-        let Sizes { segment_bytes, capacity_bytes } = sizes;
+        let Sizes { segment_bytes, hold_ms, capacity_bytes } = sizes;
         let shared = Arc::new(Shared {
             index,
             capacity_bytes,
@@ -295,8 +296,15 @@ impl<D: Disk> Store<D> {
             sealed_before: AtomicU64::new(end.map_or(0, |(number, _)| number)),
         });
         let (orders, waiting) = mpsc::channel(QUEUE_JOBS);
-        let writer =
-            Writer { disk, shared: Arc::clone(&shared), owner, segment_bytes, end, totals };
+        let writer = Writer {
+            disk,
+            shared: Arc::clone(&shared),
+            owner,
+            segment_bytes,
+            hold_ms,
+            end,
+            totals,
+        };
         let thread = thread::Builder::new()
             .name("segment writer".to_owned())
             .spawn(move || writer.run(waiting))
@@ -980,6 +988,7 @@ struct Writer<D: Disk> {
     shared: Arc<Shared<D>>,
     owner: Owner,
     segment_bytes: u64,
+    hold_ms: u64,
     /// The segment that is written to, and where.
     end: Option<(u64, u64)>,
     totals: Totals,
@@ -1228,7 +1237,7 @@ impl<D: Disk> Writer<D> {
             }
             (Some(location), Item::Put(_) | Item::Extend(_)) => {
                 // What is promised for a good while longer need not be promised anew.
-                if location.keep_until.plus_ms(HOLD_MS / 2) >= keep_until {
+                if location.keep_until.plus_ms(self.hold_ms / 2) >= keep_until {
                     let (length, keep_until) = (location.length, location.keep_until);
                     return Ok(Some(Held { shard: key, length, keep_until }));
                 }

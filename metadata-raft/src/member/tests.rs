@@ -1043,7 +1043,7 @@ async fn a_member_the_log_does_not_reach_catches_up_by_snapshot() {
 /// the log has been cut, and by the log where it has not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_with_nothing_catches_up() {
-    for (policy, generation) in [(SHORT_LOG, Some(1)), (LogPolicy::STANDARD, None)] {
+    for (policy, by_snapshot) in [(SHORT_LOG, true), (LogPolicy::STANDARD, false)] {
         let mut group = TestGroup::founded(3).await;
         group.policy = policy;
         group.start(0).await.unwrap();
@@ -1063,7 +1063,8 @@ async fn a_member_with_nothing_catches_up() {
         group.assert_same_state(leader, 2).await;
         let store = &group.running_member(2).store;
         let found = store.meta(Meta::Generation, crate::codec::decode_generation).unwrap();
-        assert_eq!(found, generation);
+        // The log may be cut again while a snapshot is taken; then there is one more.
+        assert_eq!(found.is_some(), by_snapshot, "{found:?}");
         group.crash(leader).await;
         group.assert_has(&alice, 2, "early 3").await;
         group.stop_all().await;

@@ -12,6 +12,7 @@ use coffer_model::id::ChunkId;
 use tempfile::TempDir;
 
 use super::*;
+use crate::clock::{HOLD_MS, LogClock};
 use crate::disk::{Disk, Folder};
 use crate::kit::{Opened, START, chunk, copy, ids, open, wait};
 use crate::store::platter::{Dice, Fault, Platter};
@@ -55,7 +56,7 @@ fn nothing_is_moved_faster_than_it_may_be() {
 fn compactor<D: Disk>(opened: &Opened<D>) -> Compactor<D> {
     let pace = Pace { every: Duration::ZERO, dead_percent: 50, bytes_per_second: u64::MAX };
     let meters = Meters::new(&Metrics::new([], []).unwrap()).unwrap();
-    Compactor::new(opened.store.clone(), Arc::default(), pace, meters)
+    Compactor::new(opened.store.clone(), Arc::new(LogClock::new(HOLD_MS)), pace, meters)
 }
 
 /// Compacts until nothing is left to compact. Says how many segments were given back.

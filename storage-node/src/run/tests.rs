@@ -411,6 +411,7 @@ impl Cluster {
             tls: self.files(&self.peer(at)),
             capacity_bytes: 1 << 30,
             segment_bytes: 4 << 20,
+            hold: Duration::from_millis(HOLD_MS),
             report_every: Duration::from_millis(50),
             poll_every: Duration::from_millis(20),
             settle: Duration::ZERO,

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tonic::metadata::MetadataValue;
 
 use super::*;
+use crate::clock::HOLD_MS;
 use crate::door::now_unix_ms;
 use crate::kit::{self, CLUSTER, Key, NODE, Opened, START, checked, chunk, ids};
 use crate::store::Sizes;
@@ -52,7 +53,7 @@ impl Bench {
 
     fn offering(capacity_bytes: u64) -> Self {
         let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
-        let sizes = Sizes { segment_bytes: 8 << 20, capacity_bytes };
+        let sizes = Sizes { segment_bytes: 8 << 20, hold_ms: HOLD_MS, capacity_bytes };
         let opened =
             kit::open_with(NODE, platter.clone(), &index.path().join("index"), sizes).unwrap();
         let descriptor = kit::descriptor(
@@ -60,7 +61,7 @@ impl Bench {
             vec![kit::storage_node(NODE, Key::of_node().public_key())],
         );
         let cluster = kit::cluster(index.path(), descriptor);
-        let clock = Arc::new(LogClock::default());
+        let clock = Arc::new(LogClock::new(HOLD_MS));
         let served = Served::new(opened.store.clone(), clock, cluster, NODE);
         Self { service: Service(Arc::new(served)), platter, opened, _index: index }
     }

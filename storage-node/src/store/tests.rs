@@ -11,6 +11,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
+use crate::clock::HOLD_MS;
 use crate::disk::Folder;
 use crate::kit::{CLUSTER, Key, NODE, Opened, START, checked, chunk, ids, open, open_as, wait};
 use platter::{Dice, Fault, Platter};
@@ -373,7 +374,7 @@ fn a_full_disk_refuses_what_finds_no_room_and_nothing_else() {
 fn what_is_beyond_the_capacity_is_refused_and_nothing_else() {
     let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
     let open_with = |capacity_bytes| {
-        let sizes = Sizes { segment_bytes: SMALL, capacity_bytes };
+        let sizes = Sizes { segment_bytes: SMALL, hold_ms: HOUR, capacity_bytes };
         crate::kit::open_with(NODE, platter.clone(), index.path(), sizes).unwrap()
     };
     let opened = open_with(2000);

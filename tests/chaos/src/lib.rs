@@ -39,6 +39,7 @@ pub struct Cluster {
     runtime: TempDir,
     dev: Option<Child>,
     restart_after: u32,
+    settings: Vec<(String, String)>,
     /// `host:port` of the gateway.
     pub address: String,
 }
@@ -51,10 +52,18 @@ impl Cluster {
 
     /// As [`Self::start`]; what dies is started again after so many seconds (0: it stays dead).
     pub fn start_with(restart_after: u32) -> Result<Self> {
+        Self::start_set(restart_after, &[])
+    }
+
+    /// As [`Self::start_with`], with settings that every process finds in its environment.
+    pub fn start_set(restart_after: u32, settings: &[(&str, &str)]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coffer-chaos").tempdir()?;
         // Sessions live in memory only.
         let runtime = tempfile::Builder::new().prefix("coffer-chaos").tempdir_in("/dev/shm")?;
-        let mut cluster = Self { dir, runtime, dev: None, address: String::new(), restart_after };
+        let settings =
+            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let address = String::new();
+        let mut cluster = Self { dir, runtime, dev: None, address, restart_after, settings };
         cluster.start_again()?;
         Ok(cluster)
     }
@@ -67,6 +76,7 @@ impl Cluster {
             .arg(self.restart_after.to_string())
             .arg("--dir")
             .arg(self.cluster_dir())
+            .envs(self.settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

@@ -13,4 +13,5 @@ mod large;
 mod linear;
 mod moving;
 mod observed;
+mod purge;
 mod sync;
