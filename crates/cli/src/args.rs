@@ -86,6 +86,36 @@ pub(crate) enum FindKind {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum RepairCommand {
+    /// What each node lacks, and how fast it comes
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// What was found damaged and waits for a new copy
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// All storage nodes and how they are
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// All metadata members and how they are
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LayoutCommand {
+    /// The layout in force, and which nodes have proven their share
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a user, print its recovery code, and log in
     Register {
@@ -285,8 +315,23 @@ pub(crate) enum Command {
         /// Remote path
         path: String,
     },
-    /// The state of the cluster
+    /// The state of the cluster: what is wrong first, then room, copies, members and nodes
     Status,
+    /// Copies that are missing
+    #[command(subcommand)]
+    Repair(RepairCommand),
+    /// Reading everything back
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
+    /// Storage nodes
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Metadata members
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Which node has which share of the data
+    #[command(subcommand)]
+    Layout(LayoutCommand),
     /// Versions of this program and of the cluster
     Version,
     /// Measure a cluster of processes on this machine, beside what the machine could do at best

@@ -17,7 +17,10 @@ use coffer_proto::v1::GetStatusResponse;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt, stdout};
 
-use crate::args::{Command, Global, PasswordArgs};
+use crate::args::{
+    Command, Global, LayoutCommand, MemberCommand, NodeCommand, PasswordArgs, RepairCommand,
+    ScrubCommand,
+};
 use crate::exit::Partial;
 use crate::look::Wanted;
 use crate::output;
@@ -32,6 +35,11 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
         Command::Login { name, password } => return context.login(&name, &password).await,
         Command::Version => return context.version().await,
         Command::Status => return context.status().await,
+        Command::Repair(RepairCommand::Status) => return context.repair_status().await,
+        Command::Scrub(ScrubCommand::Status) => return context.scrub_status().await,
+        Command::Node(NodeCommand::List) => return context.node_list().await,
+        Command::Member(MemberCommand::List) => return context.member_list().await,
+        Command::Layout(LayoutCommand::Show) => return context.layout_show().await,
         Command::Df => return context.df().await,
         Command::Passwd { name, password, new_password_file } => {
             return context.passwd(name.as_deref(), &password, new_password_file).await;
@@ -216,12 +224,6 @@ impl Console {
             Ok(session) => Ok(session.status().await?),
             Err(_) => Ok(self.engine().await?.status().await?),
         }
-    }
-
-    async fn status(&self) -> Result<()> {
-        let status = self.cluster_status().await?;
-        self.show(&output::status_json(&status), &output::status_text(&status));
-        Ok(())
     }
 
     async fn version(&self) -> Result<()> {

@@ -7,11 +7,13 @@ mod commands;
 mod dev;
 mod exit;
 mod found;
+mod health;
 mod look;
 mod output;
 mod password;
 mod progress;
 mod roles;
+mod status;
 mod sync;
 
 use std::process::ExitCode;
