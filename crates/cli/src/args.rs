@@ -38,7 +38,8 @@ Exit codes:
  11  a name or an argument is not valid
  12  not a directory, is a directory, or the directory is not empty
  13  this machine's disk or files failed
- 14  some of many files failed; each was named";
+ 14  some of many files failed; each was named
+ 15  `doctor` found something wrong";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -317,6 +318,10 @@ pub(crate) enum Command {
     },
     /// The state of the cluster: what is wrong first, then room, copies, members and nodes
     Status,
+    /// Look at one thing after another, and say what is wrong and what to do about it
+    ///
+    /// From this machine's session and clock to the cluster's disks. Ends with 15 when something is wrong.
+    Doctor,
     /// Copies that are missing
     #[command(subcommand)]
     Repair(RepairCommand),

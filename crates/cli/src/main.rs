@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod commands;
 mod dev;
+mod doctor;
 mod exit;
 mod found;
 mod health;

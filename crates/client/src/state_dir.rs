@@ -34,6 +34,11 @@ impl StateDir {
         Self(path.into())
     }
 
+    /// The path of the directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// What is remembered about servers.
     pub(crate) fn clusters(&self) -> PathBuf {
         self.0.join("clusters")

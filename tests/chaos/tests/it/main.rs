@@ -11,4 +11,5 @@ mod hot_directory;
 mod large;
 mod linear;
 mod observed;
+mod operate;
 mod sync;
