@@ -2,7 +2,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -21,7 +22,7 @@ pub(crate) fn report(error: &anyhow::Error) {
 
 /// One line for people.
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    print(text);
 }
 
 /// One line that is no result.
@@ -44,7 +45,19 @@ pub(crate) fn man_pages(dir: &Path) -> Result<()> {
 
 /// A value for programs.
 pub(crate) fn json(value: &Value) {
-    println!("{value}");
+    print(value);
+}
+
+/// Prints a line. Whoever read may have had enough, as with `| head`; what is being done goes on.
+fn print(text: impl Display) {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            // A result that nobody gets must not look like success.
+            eprintln!("coffer: cannot print: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }
 
 pub(crate) const fn kind_name(kind: Kind) -> &'static str {
