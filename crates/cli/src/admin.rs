@@ -54,6 +54,8 @@ pub(crate) struct WaitArgs {
 /// `coffer node`
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
+    /// All storage nodes and how they are
+    List,
     /// Take a storage node into the cluster and give it its share
     ///
     /// In a `coffer dev` cluster the node is made and started as well. Elsewhere prepare its volume with
@@ -113,6 +115,8 @@ pub(crate) enum NodeCommand {
 /// `coffer member`
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {
+    /// All metadata members and how they are
+    List,
     /// Take a metadata member into the cluster
     Add {
         #[command(flatten)]
@@ -155,6 +159,8 @@ pub(crate) struct NewMember {
 /// `coffer layout`
 #[derive(Debug, Subcommand)]
 pub(crate) enum LayoutCommand {
+    /// The layout in force, and which nodes have proven their share
+    Show,
     /// What `apply` would change
     Plan {
         #[command(flatten)]
@@ -389,6 +395,8 @@ impl<'a> Operator<'a> {
 /// `coffer node`
 pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
     match command {
+        // Asked without a key, and answered beside the other questions about a cluster's state.
+        NodeCommand::List => Ok(()),
         NodeCommand::Add { admin, id, public_key, zone, weight, no_layout, wait } => {
             let mut operator = Operator::new(global, admin).await?;
             let (id, key, made) = match (id, public_key) {
@@ -464,6 +472,7 @@ pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
 /// `coffer member`
 pub(crate) async fn member(global: &Global, command: MemberCommand) -> Result<()> {
     let (admin, lost, new) = match command {
+        MemberCommand::List => return Ok(()),
         MemberCommand::Add { admin, new } => (admin, None, Some(new)),
         MemberCommand::Replace { member, admin, new } => (admin, Some(member), Some(new)),
         MemberCommand::Remove { member, admin } => (admin, Some(member), None),
@@ -507,6 +516,7 @@ pub(crate) async fn member(global: &Global, command: MemberCommand) -> Result<()
 /// `coffer layout`
 pub(crate) async fn layout(global: &Global, command: LayoutCommand) -> Result<()> {
     match command {
+        LayoutCommand::Show => Ok(()),
         LayoutCommand::Apply { admin, wait } => {
             Operator::new(global, admin).await?.apply_layout(&wait).await
         }

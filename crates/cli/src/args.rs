@@ -39,7 +39,8 @@ Exit codes:
  11  a name or an argument is not valid
  12  not a directory, is a directory, or the directory is not empty
  13  this machine's disk or files failed
- 14  some of many files failed; each was named";
+ 14  some of many files failed; each was named
+ 15  `doctor` found something wrong";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -84,6 +85,18 @@ pub(crate) enum FindKind {
     D,
     /// Symbolic links
     L,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepairCommand {
+    /// What each node lacks, and how fast it comes
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// What was found damaged and waits for a new copy
+    Status,
 }
 
 #[derive(Debug, Subcommand)]
@@ -286,8 +299,18 @@ pub(crate) enum Command {
         /// Remote path
         path: String,
     },
-    /// The state of the cluster
+    /// The state of the cluster: what is wrong first, then room, copies, members and nodes
     Status,
+    /// Look at one thing after another, and say what is wrong and what to do about it
+    ///
+    /// From this machine's session and clock to the cluster's disks. Ends with 15 when something is wrong.
+    Doctor,
+    /// Copies that are missing
+    #[command(subcommand)]
+    Repair(RepairCommand),
+    /// Reading everything back
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
     /// Versions of this program and of the cluster
     Version,
     /// Measure a cluster of processes on this machine, beside what the machine could do at best

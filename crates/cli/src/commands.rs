@@ -17,7 +17,8 @@ use coffer_proto::v1::GetStatusResponse;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt, stdout};
 
-use crate::args::{Command, Global, PasswordArgs};
+use crate::admin::{LayoutCommand, MemberCommand, NodeCommand};
+use crate::args::{Command, Global, PasswordArgs, RepairCommand, ScrubCommand};
 use crate::exit::Partial;
 use crate::look::Wanted;
 use crate::output;
@@ -32,6 +33,12 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
         Command::Login { name, password } => return context.login(&name, &password).await,
         Command::Version => return context.version().await,
         Command::Status => return context.status().await,
+        Command::Doctor => return context.doctor().await,
+        Command::Repair(RepairCommand::Status) => return context.repair_status().await,
+        Command::Scrub(ScrubCommand::Status) => return context.scrub_status().await,
+        Command::Node(NodeCommand::List) => return context.node_list().await,
+        Command::Member(MemberCommand::List) => return context.member_list().await,
+        Command::Layout(LayoutCommand::Show) => return context.layout_show().await,
         Command::Df => return context.df().await,
         Command::Passwd { name, password, new_password_file } => {
             return context.passwd(name.as_deref(), &password, new_password_file).await;
@@ -107,7 +114,7 @@ impl Console {
         Session::resume(self.file()?.load()?, &StateDir::standard()?)
     }
 
-    async fn engine(&self) -> Result<Engine> {
+    pub(crate) async fn engine(&self) -> Result<Engine> {
         let Some(server) = self.global.server.clone() else {
             let what = "say where the cluster is: --server host:port, or $COFFER_SERVER";
             return Err(ClientError::Invalid { what: what.to_owned() }.into());
@@ -218,16 +225,35 @@ impl Console {
         }
     }
 
-    async fn status(&self) -> Result<()> {
-        let status = self.cluster_status().await?;
-        self.show(&output::status_json(&status), &output::status_text(&status));
+    async fn version(&self) -> Result<()> {
+        let ours = env!("CARGO_PKG_VERSION");
+        let mut text = format!("coffer {ours}");
+        let theirs = match self.known_engine().await {
+            Ok(Some(engine)) => {
+                engine.server_version().await.map_err(anyhow::Error::from).map(Some)
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match &theirs {
+            Ok(None) => {}
+            Ok(Some(theirs)) => text += &format!("\ncluster {theirs}"),
+            // Our own version was asked for first; it is told whether or not the cluster is there.
+            Err(error) => text += &format!("\ncluster unknown: {error}"),
+        }
+        self.show(&json!({ "version": ours, "cluster": theirs.ok().flatten() }), &text);
         Ok(())
     }
 
-    async fn version(&self) -> Result<()> {
-        let ours = env!("CARGO_PKG_VERSION");
-        self.show(&json!({ "version": ours }), &format!("coffer {ours}"));
-        Ok(())
+    /// The cluster that was named, or that a session knows; none where there is neither.
+    async fn known_engine(&self) -> Result<Option<Engine>> {
+        if self.global.server.is_some() {
+            return Ok(Some(self.engine().await?));
+        }
+        match self.file()?.load() {
+            Ok(state) => Ok(Some(Engine::of_session(&state, StateDir::standard()?)?)),
+            Err(_) => Ok(None),
+        }
     }
 
     async fn with_session(&self, session: &Session, command: Command) -> Result<()> {

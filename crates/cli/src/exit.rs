@@ -9,6 +9,9 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
     if let Some(Partial) = error.downcast_ref() {
         return ExitCode::from(14);
     }
+    if let Some(Unwell) = error.downcast_ref() {
+        return ExitCode::from(15);
+    }
     ExitCode::from(error.downcast_ref::<ClientError>().map_or(1, number))
 }
 
@@ -16,6 +19,11 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("some files failed; they are named above")]
 pub(crate) struct Partial;
+
+/// `doctor` found something.
+#[derive(Debug, thiserror::Error)]
+#[error("something is wrong; it is named above")]
+pub(crate) struct Unwell;
 
 fn number(error: &ClientError) -> u8 {
     use ClientError as E;

@@ -6,13 +6,16 @@ mod args;
 mod bench;
 mod commands;
 mod dev;
+mod doctor;
 mod exit;
 mod found;
+mod health;
 mod look;
 mod output;
 mod password;
 mod progress;
 mod roles;
+mod status;
 mod sync;
 
 use std::process::ExitCode;
@@ -20,6 +23,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 
+use crate::admin::{LayoutCommand, MemberCommand, NodeCommand};
 use crate::args::{Cli, Command};
 use crate::roles::Server;
 
@@ -57,6 +61,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Man { dir } => output::man_pages(&dir),
+        Command::Node(NodeCommand::List)
+        | Command::Member(MemberCommand::List)
+        | Command::Layout(LayoutCommand::Show) => commands::run(cli.global, cli.command).await,
         Command::Node(command) => admin::node(&cli.global, command).await,
         Command::Member(command) => admin::member(&cli.global, command).await,
         Command::Layout(command) => admin::layout(&cli.global, command).await,

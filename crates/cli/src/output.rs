@@ -2,7 +2,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,7 +11,6 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use coffer_client::{EntryInfo, Stat, VersionInfo};
 use coffer_model::object::Kind;
-use coffer_proto::v1::GetStatusResponse;
 use serde_json::{Value, json};
 
 use crate::args::Cli;
@@ -22,7 +22,7 @@ pub(crate) fn report(error: &anyhow::Error) {
 
 /// One line for people.
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    print(text);
 }
 
 /// One line that is no result.
@@ -45,7 +45,19 @@ pub(crate) fn man_pages(dir: &Path) -> Result<()> {
 
 /// A value for programs.
 pub(crate) fn json(value: &Value) {
-    println!("{value}");
+    print(value);
+}
+
+/// Prints a line. Whoever read may have had enough, as with `| head`; what is being done goes on.
+fn print(text: impl Display) {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            // A result that nobody gets must not look like success.
+            eprintln!("coffer: cannot print: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }
 
 pub(crate) const fn kind_name(kind: Kind) -> &'static str {
@@ -155,87 +167,6 @@ pub(crate) fn version_line(version: &VersionInfo) -> String {
     text
 }
 
-pub(crate) fn status_json(status: &GetStatusResponse) -> Value {
-    json!({
-        "revision": status.revision,
-        "log_time_ms": status.log_time_ms,
-        "inodes": status.inodes,
-        "charged_bytes": status.charged_bytes,
-        "log_root": hex(&status.log_root),
-        "members": status.members.iter().map(|member| json!({
-            "id": member.id,
-            "address": member.address,
-            "leader": member.leader,
-            "reachable": member.reachable,
-            "behind": member.behind,
-        })).collect::<Vec<_>>(),
-        "nodes": status.nodes.iter().map(|node| json!({
-            "id": node.id,
-            "address": node.address,
-            "zone": node.zone,
-            "reachable": node.reachable,
-            "capacity_bytes": node.capacity_bytes,
-            "used_bytes": node.used_bytes,
-            "chunks": node.chunks,
-            "missing_chunks": node.missing_chunks,
-            "fault": node.fault,
-        })).collect::<Vec<_>>(),
-    })
-}
-
-/// What is wrong first, then what there is.
-pub(crate) fn status_text(status: &GetStatusResponse) -> String {
-    let mut wrong = Vec::new();
-    for member in status.members.iter().filter(|member| !member.reachable) {
-        wrong.push(format!("metadata member {} ({}) is not reachable", member.id, member.address));
-    }
-    for node in &status.nodes {
-        if !node.reachable {
-            wrong.push(format!("storage node {} ({}) is not reachable", node.id, node.address));
-        }
-        if !node.fault.is_empty() {
-            wrong.push(format!("storage node {} takes no writes: {}", node.id, node.fault));
-        }
-        if node.missing_chunks > 0 {
-            let missing = node.missing_chunks;
-            wrong.push(format!("storage node {} is still fetching {missing} chunks", node.id));
-        }
-    }
-    let mut text = match wrong.is_empty() {
-        true => "all is well\n".to_owned(),
-        false => wrong.iter().map(|line| format!("! {line}\n")).collect(),
-    };
-    let _ = writeln!(text, "\nmetadata members");
-    for member in &status.members {
-        let state = match (member.leader, member.reachable) {
-            (true, _) => "leads".to_owned(),
-            (false, true) => format!("follows, {} entries behind", member.behind),
-            (false, false) => "not reachable".to_owned(),
-        };
-        let _ = writeln!(text, "  {}  {:<21} {state}", member.id, member.address);
-    }
-    let _ = writeln!(text, "\nstorage nodes");
-    for node in &status.nodes {
-        let state = if node.reachable { "there" } else { "not reachable" };
-        let _ = writeln!(
-            text,
-            "  {}  {:<21} {state}, {} chunks, {} MiB",
-            node.id,
-            node.address,
-            node.chunks,
-            node.used_bytes >> 20
-        );
-    }
-    let _ = write!(
-        text,
-        "\n{} files and directories, {} MiB in all versions, {} log entries",
-        status.inodes,
-        status.charged_bytes >> 20,
-        status.revision
-    );
-    text
-}
-
 fn mode_letters(mode: u32) -> String {
     (0..9)
         .rev()
@@ -273,7 +204,7 @@ pub(crate) fn log_time_text(unix_ms: u64) -> String {
     time_text(i64::try_from(nanos).unwrap_or(i64::MAX))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

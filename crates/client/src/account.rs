@@ -121,6 +121,13 @@ impl Engine {
         self.transport.get_status().await.map_err(|status| ClientError::of_status(&status))
     }
 
+    /// The version of the software that answers there.
+    pub async fn server_version(&self) -> Result<String, ClientError> {
+        let request = pb::GetDescriptorRequest { known_number: self.pinned.descriptor()?.number };
+        let answer = self.transport.get_descriptor(request).await;
+        Ok(answer.map_err(|status| ClientError::of_status(&status))?.version)
+    }
+
     /// Makes a new user with a home. Nobody is logged in by it.
     pub async fn register(
         &self,

@@ -182,6 +182,15 @@ impl SessionFile {
         &self.path
     }
 
+    /// Whether sessions kept here stay in memory: the place lies on a memory file system, or would when
+    /// it is made.
+    pub fn is_in_memory(&self) -> bool {
+        let there = self.path.ancestors().skip(1).find(|above| above.is_dir());
+        there
+            .and_then(|above| rustix::fs::statfs(above).ok())
+            .is_some_and(|found| matches!(found.f_type, TMPFS_MAGIC | RAMFS_MAGIC))
+    }
+
     /// Writes the session.
     pub fn save(&self, state: &SessionState) -> Result<(), ClientError> {
         let dir = self.dir()?;

@@ -39,6 +39,11 @@ impl StateDir {
         Self(None)
     }
 
+    /// The path of the directory; none where nothing is written.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+
     /// What is remembered about servers.
     pub(crate) fn clusters(&self) -> Option<PathBuf> {
         Some(self.0.as_ref()?.join("clusters"))

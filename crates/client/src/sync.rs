@@ -30,6 +30,8 @@ const FILES_IN_FLIGHT: usize = 64;
 /// Files of more than a slot among them.
 const LARGE_IN_FLIGHT: usize = 8;
 const LARGE_BYTES_MIN: u64 = 1 << 20;
+/// How the root of both trees is shown.
+const ROOT: &str = ".";
 /// Files whose content is compared at a time.
 const COMPARED_AT_ONCE: usize = 8;
 
@@ -287,6 +289,7 @@ impl Pass {
     }
 
     fn fail(&mut self, path: String, error: ClientError) {
+        let path = if path.is_empty() { ROOT.to_owned() } else { path };
         if error.is_hopeless() {
             self.hopeless = Some(error.clone());
         }

@@ -606,6 +606,19 @@ async fn a_password_is_proven_and_guesses_are_counted() {
     assert_eq!((unknown.code(), unknown.message()), (wrong.code(), wrong.message()));
     assert_eq!(unknown.details(), wrong.details());
 
+    // The sealed keyring is handed out without a login, at any member, and only of users there are.
+    let keyring = async |name: &str| {
+        coffer_proto::v1::login_service_client::LoginServiceClient::new(elsewhere.clone())
+            .get_keyring(pb::GetKeyringRequest { name: name.to_owned() })
+            .await
+    };
+    let told = keyring("alice").await.unwrap().into_inner();
+    assert_eq!(told.keyring, "keyring of alice".as_bytes());
+    let proof: OpProof = decode("op proof", &told.user_proof).unwrap();
+    proof.verify(&group.id, |_, _| false).unwrap();
+    let unknown = keyring("somebody").await.unwrap_err();
+    assert_eq!((unknown.code(), reason(&unknown).as_str()), (Code::NotFound, "USER_UNKNOWN"));
+
     // Good logins do not use the guesses up; bad ones do.
     for _ in 0..12 {
         alice.login((&at_leader, &at_leader), b"secret").await.unwrap();
@@ -621,6 +634,8 @@ async fn a_password_is_proven_and_guesses_are_counted() {
     };
     let limited = tokio::time::timeout(LONG, limited).await.unwrap();
     assert_eq!(reason(&limited), "TOO_MANY_ATTEMPTS");
+    // Fetching the keyring is counted with them.
+    assert_eq!(reason(&keyring("alice").await.unwrap_err()), "TOO_MANY_ATTEMPTS");
     assert!(retry_delay(&limited).is_some());
 
     // An attempt is good for one proof.

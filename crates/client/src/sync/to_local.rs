@@ -21,7 +21,7 @@ use crate::resolve::all_of_a_small_file;
 use crate::session::{Session, Stat};
 use crate::source::Source;
 use crate::sync::{
-    COMPARED_AT_ONCE, Difference, Pass, Step, SyncReport, Verdict, below, in_the_way,
+    COMPARED_AT_ONCE, Difference, Pass, ROOT, Step, SyncReport, Verdict, below, in_the_way,
     needs_reading, verdict,
 };
 use crate::upload::blocking;
@@ -136,7 +136,7 @@ impl Walk {
             _ => None,
         };
         if let Some(step) = step {
-            let (path, kind) = (".".to_owned(), Kind::Directory);
+            let (path, kind) = (ROOT.to_owned(), Kind::Directory);
             let difference = Difference { step, path, kind, bytes: 0 };
             self.pass.settle_now(difference, async { Ok(()) }).await?;
         }

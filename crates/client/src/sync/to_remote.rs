@@ -19,7 +19,7 @@ use crate::put_tree::{Job, Local, NAMES_AT_ONCE, open_source, read_names};
 use crate::resolve::{attrs_and_head, nothing};
 use crate::session::{Session, Stat};
 use crate::sync::{
-    COMPARED_AT_ONCE, Difference, Pass, Step, SyncReport, Verdict, below, in_the_way,
+    COMPARED_AT_ONCE, Difference, Pass, ROOT, Step, SyncReport, Verdict, below, in_the_way,
     needs_reading, verdict,
 };
 use crate::upload::{blocking, mtime_ns};
@@ -64,11 +64,13 @@ pub(super) async fn run(
     }];
     while let Some(mut frame) = frames.pop() {
         match walk.next_names(&mut frame).await {
-            Ok(Some(names)) => {
-                let below = walk.compare(&frame, names).await;
-                frames.push(frame);
-                frames.extend(below?.into_iter().rev());
-            }
+            Ok(Some(names)) => match walk.compare(&frame, names).await {
+                Ok(below) => {
+                    frames.push(frame);
+                    frames.extend(below.into_iter().rev());
+                }
+                Err(error) => walk.pass.fail(frame.shown, error),
+            },
             Ok(None) => {
                 if let Err(error) = walk.remove_extra(&frame).await {
                     walk.pass.fail(frame.shown, error);
@@ -99,7 +101,7 @@ async fn root(
         // The home keeps its own mode and time.
         return Ok((there, false));
     }
-    let difference = |step| Difference { step, path: ".".into(), kind: Kind::Directory, bytes: 0 };
+    let difference = |step| Difference { step, path: ROOT.into(), kind: Kind::Directory, bytes: 0 };
     let Some(directory) = there else {
         let made = async { session.mkdir(path, true).await };
         pass.settle_now(difference(Step::Add), made).await?;

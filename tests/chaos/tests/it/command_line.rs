@@ -123,7 +123,7 @@ fn looking_through_a_tree() {
     assert!(nodes.iter().all(|node| node["capacity_bytes"].as_u64() > Some(0)), "{room}");
 }
 
-/// Proves S26 of docs/semantics.md.
+/// Proves S30 of docs/semantics.md.
 #[test]
 fn a_lost_password_is_replaced_with_the_recovery_code() {
     let cluster = Cluster::start().unwrap();
@@ -160,7 +160,7 @@ fn a_lost_password_is_replaced_with_the_recovery_code() {
     let second = code_of(String::from_utf8(done.stdout).unwrap());
     assert_ne!(first, second);
     assert_eq!(cluster.coffer("elsewhere", &["cat", "/alice/note"]).unwrap(), "kept");
-    assert_eq!(cluster.coffer("alice", &["cat", "/alice/note"]).unwrap(), "kept", "S26");
+    assert_eq!(cluster.coffer("alice", &["cat", "/alice/note"]).unwrap(), "kept", "S30");
     assert_eq!(cluster.run("alice", &["login", "alice"]).unwrap().status.code(), Some(7));
     assert_eq!(recover("alice", &first, &newer).status.code(), Some(7), "the code of before");
     cluster.coffer("elsewhere", &["login", "alice", "--password-file", &new]).unwrap();

@@ -13,5 +13,6 @@ mod large;
 mod linear;
 mod moving;
 mod observed;
+mod operate;
 mod purge;
 mod sync;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coffer_chaos::Cluster;
 
-/// Proves S25 of docs/semantics.md.
+/// Proves S29 of docs/semantics.md.
 #[test]
 fn trees_are_made_the_same_in_both_directions() {
     let cluster = Cluster::start().unwrap();
