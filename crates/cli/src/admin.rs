@@ -195,6 +195,13 @@ pub(crate) enum OrderCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+    /// Whether anybody can register, or an invite is needed
+    Registration {
+        /// Who can
+        who: Registration,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
     /// Make an invite, with which one user can register
     Invite {
         /// How long it counts
@@ -203,6 +210,15 @@ pub(crate) enum OrderCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+}
+
+/// Who can register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Registration {
+    /// Anybody
+    Open,
+    /// Whoever has an invite
+    Invited,
 }
 
 /// What a prepared volume is for.
@@ -585,6 +601,16 @@ pub(crate) async fn order(global: &Global, command: OrderCommand) -> Result<()> 
             operator.cluster.order(&operator.key, what).await?;
             let whose = user.as_deref().unwrap_or("every user without a quota of their own");
             operator.told(&format!("quota of {whose}: {bytes}"));
+            Ok(())
+        }
+        OrderCommand::Registration { who, admin } => {
+            let mut operator = Operator::new(global, admin).await?;
+            let open = who == Registration::Open;
+            if operator.cluster.descriptor().open_registration != open {
+                operator.change(|next| next.open_registration = open).await?;
+            }
+            let text = if open { "anybody can register" } else { "who has an invite can register" };
+            operator.told(text);
             Ok(())
         }
         OrderCommand::Invite { expires, admin } => {

@@ -107,6 +107,9 @@ pub(crate) enum Command {
         name: String,
         #[command(flatten)]
         password: PasswordArgs,
+        /// The invite, where registration is not open: `coffer order invite` makes one
+        #[arg(long, value_name = "INVITE", env = "COFFER_INVITE", hide_env_values = true)]
+        invite: Option<String>,
     },
     /// Log in; the session lasts 12 hours and is kept in memory only
     Login {

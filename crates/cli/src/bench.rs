@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use coffer_client::contact::StateDir;
 use coffer_client::{
-    Authority, Endpoint, Engine, GetOptions, PutOptions, PutTreeOptions, Session, Silent,
-    WriteOptions,
+    AccountOptions, Authority, Endpoint, Engine, GetOptions, PutOptions, PutTreeOptions, Session,
+    Silent, WriteOptions,
 };
 use coffer_model::name::RemotePath;
 use rustix::param::clock_ticks_per_second;
@@ -275,7 +275,7 @@ async fn log_in(folder: &Path, cluster: &Temporary) -> Result<Session> {
     getrandom::fill(&mut password).context("the system gives no randomness")?;
     let password: String = password.iter().map(|byte| format!("{byte:02x}")).collect();
     let name = "bench".parse()?;
-    engine.register(&name, &password).await?;
+    engine.register(&name, &password, &AccountOptions::standard()).await?;
     Ok(engine.session(engine.login(&name, &password).await?)?)
 }
 

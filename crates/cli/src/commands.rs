@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use coffer_client::contact::StateDir;
 use coffer_client::progress::Transfer;
 use coffer_client::{
-    Authority, ClientError, Endpoint, Engine, GetOptions, Progress as Listener, PutOptions,
-    PutTreeOptions, Registered, Session, SessionFile, TreeReport, WriteOptions,
+    AccountOptions, Authority, ClientError, Endpoint, Engine, GetOptions, Progress as Listener,
+    PutOptions, PutTreeOptions, Registered, Session, SessionFile, TreeReport, WriteOptions,
 };
 use coffer_model::chunk::ChunkClass;
 use coffer_model::name::{FileName, RemotePath, UserName};
@@ -29,7 +29,9 @@ use crate::progress::Progress;
 pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
     let context = Console { global };
     match command {
-        Command::Register { name, password } => return context.register(&name, &password).await,
+        Command::Register { name, password, invite } => {
+            return context.register(&name, &password, invite.as_deref()).await;
+        }
         Command::Login { name, password } => return context.login(&name, &password).await,
         Command::Version => return context.version().await,
         Command::Status => return context.status().await,
@@ -94,6 +96,17 @@ fn user_name(text: &str) -> Result<UserName, ClientError> {
     })
 }
 
+fn invite_of(text: &str) -> Result<Vec<u8>, ClientError> {
+    let digits = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).ok().filter(|pair| !pair.starts_with('+'));
+        pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
+    };
+    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();
+    bytes.filter(|_| text.len() % 2 == 0).ok_or_else(|| ClientError::Invalid {
+        what: "the invite is not one: it has hexadecimal digits only".to_owned(),
+    })
+}
+
 /// The last name of a path on this machine.
 fn local_name(path: &Path) -> Result<FileName, ClientError> {
     use std::os::unix::ffi::OsStrExt;
@@ -138,11 +151,18 @@ impl Console {
         if self.global.json { output::json(value) } else { output::remark(text) }
     }
 
-    async fn register(&self, name: &str, password: &PasswordArgs) -> Result<()> {
+    async fn register(
+        &self,
+        name: &str,
+        password: &PasswordArgs,
+        invite: Option<&str>,
+    ) -> Result<()> {
         let name = user_name(name)?;
+        let invite = invite.map(invite_of).transpose()?;
+        let options = AccountOptions { invite, ..AccountOptions::standard() };
         let engine = self.engine().await?;
         let password = password::read(password, true)?;
-        let registered = engine.register(&name, &password).await?;
+        let registered = engine.register(&name, &password, &options).await?;
         self.show_code(&name, "was made", &registered);
         let state = engine.login(&name, &password).await?;
         self.file()?.save(&state)?;

@@ -133,8 +133,9 @@ impl Engine {
         &self,
         name: &UserName,
         password: &str,
+        options: &AccountOptions,
     ) -> Result<Registered, ClientError> {
-        let (registration, _) = self.make_user(name, password, &AccountOptions::standard()).await?;
+        let (registration, _) = self.make_user(name, password, options).await?;
         Ok(Registered { recovery_code: registration.recovery_code })
     }
 

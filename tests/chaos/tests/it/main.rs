@@ -14,5 +14,6 @@ mod linear;
 mod moving;
 mod observed;
 mod operate;
+mod orders;
 mod purge;
 mod sync;
