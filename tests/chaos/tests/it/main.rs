@@ -7,6 +7,7 @@ mod bad_input;
 mod command_line;
 mod confidential;
 mod faults;
+mod files;
 mod hot_directory;
 mod large;
 mod linear;
