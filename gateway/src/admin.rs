@@ -44,4 +44,14 @@ impl AdminService for Members {
         self.ask(async |channel| AdminServiceClient::new(channel).give_order(message.clone()).await)
             .await
     }
+
+    async fn find_home(
+        &self,
+        request: Request<pb::FindHomeRequest>,
+    ) -> Result<Response<pb::FindHomeResponse>, Status> {
+        self.note_user(&request, &request.get_ref().name);
+        let message = request.into_inner();
+        self.ask(async |channel| AdminServiceClient::new(channel).find_home(message.clone()).await)
+            .await
+    }
 }

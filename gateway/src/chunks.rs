@@ -21,6 +21,7 @@ use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
 use coffer_service::audit::note;
 use coffer_service::call::contained;
+use coffer_service::pace::hold_until_taken;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::status::{is_retryable, reason_of, relayed, status, status_with_retry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -33,6 +34,9 @@ use crate::door::Door;
 
 /// What a caller is told to wait when too much is under way.
 const OVERLOAD_PAUSE: Duration = Duration::from_millis(200);
+/// Answers that lie here until their callers have taken them may have this many times the bytes that may
+/// be under way: slow callers wait for each other, and hold up neither puts nor what is quick.
+const UNTAKEN_FACTOR: usize = 4;
 /// A call costs at least this much of what may be under way, however little it carries.
 const CALL_BYTES_MIN: usize = 4 << 10;
 
@@ -41,6 +45,7 @@ pub(crate) struct Chunks {
     cluster: Arc<Cluster>,
     door: Arc<Door>,
     in_flight: Arc<Semaphore>,
+    untaken: Arc<Semaphore>,
     shutdown: Shutdown,
 }
 
@@ -55,8 +60,9 @@ impl Chunks {
         shutdown: Shutdown,
     ) -> Self {
         let permits = usize::try_from(in_flight_bytes).unwrap_or(Semaphore::MAX_PERMITS);
-        let in_flight = Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
-        Self { cluster, door, in_flight, shutdown }
+        let bound = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        let untaken = bound(permits.saturating_mul(UNTAKEN_FACTOR));
+        Self { cluster, door, in_flight: bound(permits), untaken, shutdown }
     }
 
     /// Learns the layout that nodes know already, and asks the caller to come again.
@@ -70,17 +76,21 @@ impl Chunks {
 
     /// Room for `bytes` under way, or a refusal with a hint.
     fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
-        let permits = u32::try_from(bytes.max(CALL_BYTES_MIN)).unwrap_or(u32::MAX);
-        Arc::clone(&self.in_flight).try_acquire_many_owned(permits).map_err(|_| {
-            let message = "too much is under way here; try again in a moment";
-            status_with_retry(Code::ResourceExhausted, "OVERLOADED", message, &[], OVERLOAD_PAUSE)
-        })
+        room_in(&self.in_flight, bytes)
     }
 }
 
 /// Whether a node refused a chunk because by a later layout it is not the node's any more.
 fn is_moved(failure: &Status) -> bool {
     reason_of(failure).is_some_and(|reason| reason.code == "NOT_A_HOLDER")
+}
+
+fn room_in(bound: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+    let permits = u32::try_from(bytes.max(CALL_BYTES_MIN)).unwrap_or(u32::MAX);
+    Arc::clone(bound).try_acquire_many_owned(permits).map_err(|_| {
+        let message = "too much is under way here; try again in a moment";
+        status_with_retry(Code::ResourceExhausted, "OVERLOADED", message, &[], OVERLOAD_PAUSE)
+    })
 }
 
 fn invalid(reason: &'static str, message: &str) -> Status {
@@ -265,8 +275,9 @@ impl ChunkService for Chunks {
         note(&request, |subject| subject.object = Some(format!("{count} chunks")));
         let pb::GetChunksRequest { ticket, chunk_ids } = request.into_inner();
         let ids = parse_ids(&chunk_ids, CHUNKS_PER_CALL)?;
-        let _room =
-            self.room(ids.len().saturating_mul(SEALED_BYTES_MAX).min(CHUNK_BYTES_PER_CALL))?;
+        let bytes = ids.len().saturating_mul(SEALED_BYTES_MAX).min(CHUNK_BYTES_PER_CALL);
+        let _room = self.room(bytes)?;
+        let untaken = room_in(&self.untaken, bytes)?;
         let view = self.cluster.view()?;
         let holders: Vec<Vec<Node>> = ids.iter().map(|id| view.readers(id)).collect();
         let mut found: Vec<Bytes> = vec![Bytes::new(); ids.len()];
@@ -317,7 +328,9 @@ impl ChunkService for Chunks {
             .zip(found)
             .map(|(chunk_id, data)| pb::Fetched { chunk_id, data })
             .collect();
-        Ok(Response::new(pb::GetChunksResponse { fetched }))
+        let mut answer = Response::new(pb::GetChunksResponse { fetched });
+        hold_until_taken(answer.extensions_mut(), untaken);
+        Ok(answer)
     }
 
     async fn renew_receipts(

@@ -93,7 +93,7 @@ impl Members {
     }
 
     /// Says in the audit log which user a call is about, where that is the name of one.
-    fn note_user<M>(&self, request: &Request<M>, name: &str) {
+    pub(crate) fn note_user<M>(&self, request: &Request<M>, name: &str) {
         if let Ok(name) = name.parse::<UserName>() {
             note(request, |subject| subject.object = Some(format!("user {name}")));
         }
@@ -237,6 +237,18 @@ impl LoginService for Members {
         let message = request.into_inner();
         self.ask(async |channel| {
             LoginServiceClient::new(channel).finish_login(message.clone()).await
+        })
+        .await
+    }
+
+    async fn get_keyring(
+        &self,
+        request: Request<pb::GetKeyringRequest>,
+    ) -> Result<Response<pb::GetKeyringResponse>, Status> {
+        self.note_user(&request, &request.get_ref().name);
+        let message = request.into_inner();
+        self.ask(async |channel| {
+            LoginServiceClient::new(channel).get_keyring(message.clone()).await
         })
         .await
     }

@@ -8,6 +8,7 @@ use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::decode;
 use coffer_model::layout::Layout;
 use coffer_model::log::SystemOp;
+use coffer_model::name::{NameError, UserName};
 use coffer_model::order::Order;
 use coffer_model::signing::{Domain, PublicKey, Signature};
 use coffer_proto::v1 as pb;
@@ -161,7 +162,7 @@ impl AdminService for Admin {
                 let text = "the order is not signed by enough administrators of the cluster";
                 return Err(status(Code::PermissionDenied, "NOT_AN_ADMINISTRATOR", text, &[]));
             }
-            let last = 0u64 /*FIXME*/;
+            let last = query::policy(view).map_err(store_failed)?.order_number;
             if last.checked_add(1) != Some(number) {
                 let text = format!("the last order has number {last}: sign it with the next one");
                 return Err(status(Code::FailedPrecondition, "NOT_NEXT", &text, &[]));
@@ -170,9 +171,35 @@ impl AdminService for Admin {
         });
         let op = SystemOp::Order { order, signatures };
         let revision = self.change(checked.await?, op, move |view| {
-            Ok(0u64 /*FIXME*/ >= number)
+            Ok(query::policy(view).map_err(store_failed)?.order_number >= number)
         });
         Ok(Response::new(pb::GiveOrderResponse { revision: revision.await? }))
+    }
+
+    async fn find_home(
+        &self,
+        request: Request<pb::FindHomeRequest>,
+    ) -> Result<Response<pb::FindHomeResponse>, Status> {
+        self.door.here()?;
+        let name: UserName = request
+            .get_ref()
+            .name
+            .parse()
+            .map_err(|error: NameError| invalid("NAME_INVALID", &error.to_string()))?;
+        let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
+        let answer = reading(move || {
+            let view = &confirmed.view;
+            let text = "there is no user of this name";
+            let home = query::home_of(view, &name)
+                .map_err(store_failed)?
+                .ok_or_else(|| status(Code::NotFound, "USER_UNKNOWN", text, &[]))?;
+            Ok(pb::FindHomeResponse {
+                home: home.as_bytes().to_vec().into(),
+                used_bytes: query::usage(view, &home).map_err(store_failed)?.bytes,
+                quota_bytes: query::quota(view, &home).map_err(store_failed)?,
+            })
+        });
+        Ok(Response::new(answer.await?))
     }
 }
 

@@ -29,13 +29,16 @@ fn client(channel: Channel) -> ClusterServiceClient<Channel> {
 
 #[tonic::async_trait]
 impl ClusterService for Cluster {
-    /// Answered by every member from what it has: both records are signed, and the layout carries a
-    /// version.
+    /// Answered by every member, also without a majority: the records are signed and numbered.
     async fn get_descriptor(
         &self,
         request: Request<pb::GetDescriptorRequest>,
     ) -> Result<Response<pb::GetDescriptorResponse>, Status> {
-        let view = self.reads.local();
+        // The latest where there is a majority; without one, what is known here.
+        let view = match self.reads.view().await {
+            Ok(confirmed) => confirmed.into_view().0,
+            Err(_) => self.reads.local(),
+        };
         let known = request.get_ref().known_number;
         let records = reading(move || {
             let descriptor = query::genesis(&view).map_err(store_failed)?.map(|(first, _)| first);
@@ -74,6 +77,7 @@ impl ClusterService for Cluster {
             let totals = query::totals(view).map_err(store_failed)?;
             let layouts = query::layouts(view).map_err(store_failed)?;
             let in_layout = layouts.as_ref().map(|layouts| layouts.in_force().holders_all());
+            let policy = query::policy(view).map_err(store_failed)?;
             let proofs = query::proofs(view).map_err(store_failed)?;
             let now = Instant::now();
             let node_status = |node: &coffer_model::descriptor::StorageNode| {
@@ -111,8 +115,11 @@ impl ClusterService for Cluster {
                 former_layouts: layouts.map_or(0, |all| number(all.former().len())),
                 core_version: query::core_version(view).map_err(store_failed)?,
                 descriptor_number: descriptor.number,
+                order_number: policy.order_number,
+                retention_ms: policy.retention_ms,
+                default_quota_bytes: policy.default_quota,
                 feed_position: query::feed_position(view).map_err(store_failed)?,
-                ..pb::GetStatusResponse::default()
+                deleted_inodes: query::deleted_inodes(view).map_err(store_failed)?,
             })
         });
         Ok(Response::new(answer.await?))

@@ -14,6 +14,7 @@ mod cluster;
 mod codec;
 mod config;
 mod directory;
+mod duties;
 mod group;
 mod listing;
 mod log;

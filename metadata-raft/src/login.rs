@@ -1,6 +1,6 @@
 //! The login service: the server half of OPAQUE. Passwords never come here.
 //!
-//! Each first step, of a registration or a login, is one guess for whoever makes it: with its answer an
+//! Each first step, of a registration, a login or a recovery, is one guess for whoever makes it: with its answer an
 //! attacker can try one password against a record. So it is the first steps that are counted for each
 //! name, and a login that ends well is taken out of the count again.
 
@@ -81,6 +81,34 @@ impl LoginService for Login {
             open_registration: self.door.group.descriptor().open_registration,
             log_time_ms,
         }))
+    }
+
+    async fn get_keyring(
+        &self,
+        request: Request<pb::GetKeyringRequest>,
+    ) -> Result<Response<pb::GetKeyringResponse>, Status> {
+        if let Route::At(leader) = self.door.to_leader(&request)? {
+            let call = |to, request| async move { client(to).get_keyring(request).await };
+            return self.door.forward(leader, request, call).await;
+        }
+        let name = user_name(&request.get_ref().name)?;
+        // It opens only with the recovery code, or with a password that was guessed by a first step;
+        // counting it as one more keeps anybody from fetching it all day.
+        self.guesses.count(&name, Instant::now())?;
+        let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
+        let answer = reading(move || {
+            let view = &confirmed.view;
+            let user = query::login_user(view, &name).map_err(store_failed)?;
+            let text = "there is no such user";
+            let user = user.ok_or_else(|| status(Code::NotFound, "USER_UNKNOWN", text, &[]))?;
+            let proof = query::op_proof(view, user.at).map_err(store_failed)?;
+            Ok(pb::GetKeyringResponse {
+                user_proof: encode(&proof).into(),
+                keyring: user.keyring.into(),
+                log_time_ms: query::log_time(view).map_err(store_failed)?.unix_ms(),
+            })
+        });
+        Ok(Response::new(answer.await?))
     }
 
     async fn get_sealed_session(

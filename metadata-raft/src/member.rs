@@ -36,6 +36,7 @@ use crate::batch::{Batcher, Proposer};
 use crate::cluster::Cluster;
 use crate::config::{Config, Timing};
 use crate::directory::Directory;
+use crate::duties::Duties;
 use crate::group::{Group, GroupError, ROLE, Records, latest_descriptor, member_id};
 use crate::listing::Listings;
 use crate::log::LogStore;
@@ -295,6 +296,9 @@ impl Running {
         let following =
             Following { door: door.clone(), reads: reads.clone(), dismissed: dismissed.clone() };
         tasks.spawn("descriptor", following.watch(tasks.token()));
+        let duties =
+            Duties { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
+        tasks.spawn("duties", duties.watch(tasks.token()));
         let leading =
             Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
         tasks.spawn("leading", leading.watch(tasks.token()));

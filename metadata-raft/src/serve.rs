@@ -188,6 +188,10 @@ impl MemberService for Internal {
             let text = "a later report of this storage node is known";
             status(Code::FailedPrecondition, "STALE_REPORT", text, &[])
         })?;
+        if message.surplus_chunks > 0 {
+            // It may be forgotten once log time has passed.
+            self.proposer.nudge_tick();
+        }
         if news {
             tracing::info!(node = %report.node, address = report.address, "a storage node reported");
             let op = SystemOp::NodeReport { report: message.report.to_vec(), signature };

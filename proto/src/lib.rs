@@ -61,7 +61,7 @@ pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 34] = [
+pub const REFUSALS: [&str; 35] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
@@ -70,6 +70,7 @@ pub const REFUSALS: [&str; 34] = [
     "DISK_FULL",
     "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
+    "NOT_A_HOLDER",
     "NOT_A_MEMBER",
     "NOT_A_SIBLING",
     "NOT_IN_DESCRIPTOR",

@@ -1,59 +1,63 @@
 //! The completing loop: what commits have named and this node should hold, it gets.
 //!
-//! The node reports where it is and learns log time, the layout and its siblings. It follows the feed
-//! of committed chunks from a durable cursor, notes what is not here, and fetches that from siblings
-//! that hold it. A chunk that was just committed may still be on its way from a gateway, so a missing
-//! one is left alone for a while.
+//! The node reports where it is and learns log time, descriptors, layouts and its siblings. It follows
+//! the feed of committed chunks from a durable cursor, notes what is not here, and fetches that from
+//! siblings that hold it. A chunk that was just committed may still be on its way from a gateway, so a
+//! missing one is left alone for a while. One that came counts as missing until it was read back from
+//! the disk.
 //!
 //! [`plan`] decides what to ask whom, from values; the rest carries it out.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use coffer_model::chunk::SealedChunk;
-use coffer_model::descriptor::Descriptor;
 use coffer_model::encoding::encode;
-use coffer_model::id::{ChunkId, ClusterId, NodeId};
+use coffer_model::id::{ChunkId, NodeId};
 use coffer_model::layout::Layout;
 use coffer_model::log::NodeReport;
 use coffer_model::signing::{Domain, Signer};
 use coffer_model::time::LogTime;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as wire;
-use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::sibling_service_client::SiblingServiceClient;
 use coffer_service::call::contained;
-use coffer_service::channel::{ChannelOptions, ChannelPool};
+use coffer_service::channel::ChannelPool;
 use coffer_service::health::Health;
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::metrics::{IntCounter, IntGauge, Metrics, MetricsError};
 use coffer_service::peer::PeerId;
 use coffer_service::shutdown::Shutdown;
+use coffer_service::status::reason_of;
 use coffer_service::tls::LiveTls;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::clock::{HOLD_MS, LogClock};
+use crate::cluster::Cluster;
+use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::now_unix_ms;
 use crate::index::QUARANTINED;
+use crate::members::{Members, channels, host_of};
 use crate::run::ROLE;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, off_the_async_threads};
 
-/// How long a member or sibling may take to answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// While nobody has answered yet.
 const FIRST_REPORT_EVERY: Duration = Duration::from_millis(200);
 /// Rows asked for at a time.
 const ROWS_PER_CALL: u32 = 4096;
 /// Chunks asked of one sibling at a time; with 4 MiB an answer, mostly fewer come.
 const PULLS_PER_CALL: usize = 64;
-/// Missing chunks looked at in one round.
+/// Missing chunks asked for in one round.
 const ROUND_CHUNKS: usize = 512;
+/// How many times so many of them are looked through in one round for those whose turn it is.
+const ROUND_LOOKS: usize = 64;
 /// More than this is reported as this.
 const COUNTED_MAX: usize = 1_000_000;
+/// Chunks of partitions with so many live holders or more are fetched last.
+const HOLDERS_COUNTED_MAX: usize = 3;
 
 /// A sibling as the members told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,39 +68,33 @@ struct Sibling {
 
 /// What the loop works with.
 pub(crate) struct Completer<D: Disk> {
-    pub(crate) cluster: ClusterId,
-    pub(crate) node: NodeId,
-    pub(crate) identity: Arc<ProcessIdentity>,
-    pub(crate) descriptor: Arc<Descriptor>,
-    pub(crate) store: Store<D>,
-    pub(crate) clock: Arc<LogClock>,
-    pub(crate) layout: Arc<RwLock<Option<Arc<Layout>>>>,
-    pub(crate) advertise: String,
-    pub(crate) capacity_bytes: u64,
-    pub(crate) report_every: Duration,
-    pub(crate) poll_every: Duration,
-    pub(crate) settle: Duration,
-    gauges: Gauges,
+    parts: Parts<D>,
+    members: Members,
     channels: ChannelPool,
     siblings: BTreeMap<NodeId, Sibling>,
-    /// Which member answered last.
-    member: usize,
-    /// Where the next round of pulls begins.
-    round_from: Option<ChunkId>,
+    turn: Turn,
+    /// Chunks that came from siblings since the start.
+    fetched: u64,
+}
+
+/// Where the next round of pulls begins.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
     /// How often all that is missing was gone through.
     pass: usize,
+    /// Now it is the turn of chunks of partitions with so many live holders.
+    holders: usize,
+    from: Option<ChunkId>,
 }
 
 /// What the loop needs from its node.
 pub(crate) struct Parts<D: Disk> {
-    pub(crate) cluster: ClusterId,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) node: NodeId,
     pub(crate) identity: Arc<ProcessIdentity>,
-    pub(crate) descriptor: Arc<Descriptor>,
     pub(crate) store: Store<D>,
     pub(crate) clock: Arc<LogClock>,
-    pub(crate) layout: Arc<RwLock<Option<Arc<Layout>>>>,
-    pub(crate) config: crate::config::Config,
+    pub(crate) config: Config,
     pub(crate) gauges: Gauges,
 }
 
@@ -107,7 +105,9 @@ pub(crate) struct Gauges {
     chunks: IntGauge,
     missing: IntGauge,
     quarantined: IntGauge,
+    surplus: IntGauge,
     corrupt: IntCounter,
+    fetched: IntCounter,
     poisoned: IntGauge,
 }
 
@@ -126,6 +126,14 @@ impl Gauges {
                 "coffer_storage_quarantined_chunks",
                 "Chunks that were found damaged and are still to be fetched again",
             )?,
+            surplus: gauge(
+                "coffer_storage_surplus_chunks",
+                "Chunks that are kept and that nothing is known to need here",
+            )?,
+            fetched: metrics.counter(
+                "coffer_storage_fetched_total",
+                "Chunks that were fetched from other nodes since the start, and read back",
+            )?,
             corrupt: metrics.counter(
                 "coffer_storage_corrupt_total",
                 "Chunks that were found damaged since the start",
@@ -137,132 +145,167 @@ impl Gauges {
 
 impl<D: Disk> Completer<D> {
     pub(crate) fn new(parts: Parts<D>, tls: &Arc<LiveTls>) -> Self {
-        let options =
-            ChannelOptions { request_timeout: Some(CALL_TIMEOUT), ..ChannelOptions::standard() };
         Self {
-            cluster: parts.cluster,
-            node: parts.node,
-            identity: parts.identity,
-            descriptor: parts.descriptor,
-            store: parts.store,
-            clock: parts.clock,
-            layout: parts.layout,
-            advertise: parts.config.advertise,
-            capacity_bytes: parts.config.capacity_bytes,
-            report_every: parts.config.report_every,
-            poll_every: parts.config.poll_every,
-            settle: parts.config.settle,
-            gauges: parts.gauges,
-            channels: ChannelPool::new(tls, options, 1024),
+            members: Members::new(Arc::clone(&parts.cluster), tls),
+            parts,
+            channels: channels(tls),
             siblings: BTreeMap::new(),
-            member: 0,
-            round_from: None,
-            pass: 0,
+            turn: Turn::default(),
+            fetched: 0,
         }
     }
 
-    /// Runs until shutdown. The node is ready once a member has answered.
-    pub(crate) async fn run(mut self, health: Health, shutdown: Shutdown) {
+    /// Runs until shutdown, or until the cluster has taken the node out: then it stops the node. The
+    /// node is ready once a member has answered.
+    pub(crate) async fn run(mut self, health: Health, node: Shutdown) {
+        let (report_every, poll_every) =
+            (self.parts.config.report_every, self.parts.config.poll_every);
         let mut next_report = Instant::now();
         loop {
             if Instant::now() >= next_report {
-                let pause = match self.report().await {
+                let reported = self.report().await;
+                if !self.parts.cluster.view().names(self.parts.node) {
+                    tracing::error!(
+                        node = %self.parts.node,
+                        "the descriptor in force does not name this node any more; it stops"
+                    );
+                    health.set_not_serving().await;
+                    return node.cancel();
+                }
+                self.disown(&reported);
+                let pause = match reported {
                     Ok(()) => {
-                        if self.store.poison().is_none() {
+                        if self.parts.store.poison().is_none() {
                             health.set_serving().await;
                         } else {
                             health.set_not_serving().await;
                         }
-                        self.report_every
+                        report_every
                     }
                     Err(error) => {
                         tracing::debug!(error = error.message(), "no member took the report");
-                        FIRST_REPORT_EVERY.max(self.report_every / 10)
+                        if self.parts.cluster.is_disowned() {
+                            health.set_not_serving().await;
+                        }
+                        FIRST_REPORT_EVERY.max(report_every / 10)
                     }
                 };
                 next_report = Instant::now() + pause;
             }
             let pause = match self.round().await {
                 Ok(true) => Duration::ZERO,
-                Ok(false) => self.poll_every,
+                Ok(false) => poll_every,
                 Err(Failure::Call(error)) => {
                     tracing::debug!(error = error.message(), "cannot follow the feed for now");
-                    self.poll_every
+                    poll_every
                 }
                 Err(Failure::Store(error)) => {
                     tracing::warn!(%error, "the store cannot be completed");
                     // A full disk, or one that keeps something else, stays so for a while; siblings are not to send in vain.
-                    self.poll_every.max(self.report_every)
+                    poll_every.max(report_every)
                 }
             };
             let pause = pause.min(next_report.saturating_duration_since(Instant::now()));
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = node.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    /// One step: follow the feed, then fetch some of what is missing. Says whether there is more to
-    /// do at once.
-    async fn round(&mut self) -> Result<bool, Failure> {
-        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(layout) = layout else { return Ok(false) };
-        let more = self.follow().await?;
-        if self.store.poison().is_some() {
-            // It could not be kept.
-            return Ok(more);
+    /// A member's bare word takes no node out, but while no other member says otherwise, nobody is
+    /// served: a node that was away learns in no other way that its place was given to another.
+    fn disown(&self, reported: &Result<(), Status>) {
+        let is_disowned = match reported {
+            Ok(()) => false,
+            Err(error) => {
+                let reason = reason_of(error);
+                if reason.is_none_or(|reason| reason.code != "NOT_IN_DESCRIPTOR") {
+                    return;
+                }
+                true
+            }
+        };
+        if self.parts.cluster.disown(is_disowned) && is_disowned {
+            tracing::error!(
+                node = %self.parts.node,
+                "the members say that this node is not in the descriptor; it serves nobody"
+            );
         }
-        let pulled = self.pull(&layout).await?;
-        Ok(more || pulled)
+    }
+
+    /// One step: follow the feed, then fetch some of what is missing, also where no member answers.
+    /// Says whether there is more to do at once.
+    async fn round(&mut self) -> Result<bool, Failure> {
+        if self.parts.cluster.view().layout().is_none() {
+            return Ok(false);
+        }
+        let followed = match self.follow().await {
+            Err(Failure::Store(error)) => return Err(error.into()),
+            followed => followed,
+        };
+        if self.parts.store.poison().is_some() {
+            // It could not be kept.
+            return followed;
+        }
+        let pulled = self.pull().await?;
+        Ok(followed? || pulled)
     }
 
     async fn report(&mut self) -> Result<(), Status> {
-        let totals = self.store.totals();
-        let missing = self.store.index().count_missing(COUNTED_MAX);
+        let Parts { store, gauges, config, cluster, .. } = &self.parts;
+        let totals = store.totals();
+        let missing = store.index().count_missing(COUNTED_MAX);
+        let surplus = store.index().count_surplus(COUNTED_MAX);
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        self.gauges.capacity_bytes.set(number(self.capacity_bytes));
-        self.gauges.used_bytes.set(number(totals.bytes));
-        self.gauges.chunks.set(number(totals.shards));
-        self.gauges.missing.set(number(missing.chunks));
-        self.gauges.quarantined.set(number(missing.quarantined));
-        self.gauges.corrupt.inc_by(self.store.corrupt().saturating_sub(self.gauges.corrupt.get()));
-        self.gauges.poisoned.set(i64::from(self.store.poison().is_some()));
+        gauges.capacity_bytes.set(number(config.capacity_bytes));
+        gauges.used_bytes.set(number(totals.bytes));
+        gauges.chunks.set(number(totals.shards));
+        gauges.missing.set(number(missing.chunks));
+        gauges.quarantined.set(number(missing.quarantined));
+        gauges.surplus.set(number(surplus));
+        gauges.corrupt.inc_by(store.corrupt().saturating_sub(gauges.corrupt.get()));
+        gauges.fetched.inc_by(self.fetched.saturating_sub(gauges.fetched.get()));
+        gauges.poisoned.set(i64::from(store.poison().is_some()));
         let report = NodeReport {
-            node: self.node,
+            node: self.parts.node,
             // Wall time: it rises over restarts; a clock that went back only delays a new address.
             number: now_unix_ms(),
-            address: self.advertise.clone(),
-            capacity_bytes: self.capacity_bytes,
+            address: config.advertise.clone(),
+            capacity_bytes: config.capacity_bytes,
         };
         let report = encode(&report);
-        let signature = self.identity.sign(Domain::NodeReport, &self.cluster, &report);
+        let signature = self.parts.identity.sign(Domain::NodeReport, cluster.id(), &report);
         let request = wire::ReportNodeRequest {
             report: report.into(),
             signature: Bytes::copy_from_slice(signature.as_bytes()),
             used_bytes: totals.bytes,
             chunks: totals.shards,
             missing_chunks: missing.chunks,
-            fault: self.store.fault().unwrap_or_default(),
-            ..wire::ReportNodeRequest::default()
+            fault: store.fault().unwrap_or_default(),
+            quarantined_chunks: missing.quarantined,
+            surplus_chunks: surplus,
+            fetched_chunks: self.fetched,
+            descriptor_number: cluster.view().descriptor.number,
         };
         let answer = self
-            .ask_member(|mut member| {
+            .members
+            .ask(|mut member| {
                 let request = request.clone();
                 async move { Ok(member.report_node(request).await?.into_inner()) }
             })
             .await?;
-        self.clock.learn(LogTime::from_unix_ms(answer.log_time_ms));
-        let administrators = &self.descriptor.administrators;
-        match Layout::verify(&answer.layout, &self.cluster, administrators) {
-            Ok(layout) => {
-                let mut current = self.layout.write().unwrap_or_else(PoisonError::into_inner);
-                if current.as_ref().is_none_or(|it| it.version() < layout.version()) {
-                    *current = Some(Arc::new(layout));
-                }
+        self.parts.clock.learn(LogTime::from_unix_ms(answer.log_time_ms));
+        // Descriptors first: layouts are checked by the administrators of the one in force.
+        for learnt in [
+            cluster.learn_descriptors(&answer.descriptors),
+            cluster.learn_layouts(&answer.layout, &answer.former_layouts),
+        ] {
+            if let Err(error) = learnt {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an answer is left out");
             }
-            Err(error) => tracing::warn!(%error, "a member sent a layout that does not verify"),
         }
+        let view = cluster.view();
         self.siblings = answer
             .nodes
             .into_iter()
@@ -270,97 +313,51 @@ impl<D: Disk> Completer<D> {
                 let id = NodeId::try_from(node.node_id.as_ref()).ok()?;
                 Some((id, Sibling { address: node.address, reachable: node.reachable }))
             })
+            .filter(|(id, _)| view.names(*id))
             .collect();
         Ok(())
     }
 
-    /// Asks members one after the other, beginning with the one that answered last.
-    async fn ask_member<T, F>(
-        &mut self,
-        call: impl Fn(MemberServiceClient<Channel>) -> F,
-    ) -> Result<T, Status>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
-        let members = &self.descriptor.members;
-        let mut last = Status::unavailable("the cluster has no members");
-        for turn in 0..members.len() {
-            let at = (self.member + turn) % members.len();
-            let address = &members[at].address;
-            let channel = match self.channels.channel(address, host_of(address)) {
-                Ok(channel) => channel,
-                Err(error) => {
-                    last = Status::unavailable(error.to_string());
-                    continue;
-                }
-            };
-            match contained(call(MemberServiceClient::new(channel))).await {
-                Ok(answer) => {
-                    self.member = at;
-                    return Ok(answer);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
     /// Takes up new rows of the feed and notes what is not here.
     async fn follow(&mut self) -> Result<bool, Failure> {
-        let cursor = self.store.index().cursor().map_err(StoreError::from)?;
+        let cursor = self.parts.store.index().cursor().map_err(StoreError::from)?;
         let request = wire::ReadFeedRequest {
-            node_id: Bytes::copy_from_slice(self.node.as_bytes()),
+            node_id: Bytes::copy_from_slice(self.parts.node.as_bytes()),
             after: cursor,
             limit: ROWS_PER_CALL,
         };
         let answer = self
-            .ask_member(|member| {
+            .members
+            .ask(|mut member| {
                 let request = request.clone();
-                let mut member = member.max_decoding_message_size(MESSAGE_BYTES_MAX);
                 async move { Ok(member.read_feed(request).await?.into_inner()) }
             })
             .await?;
-        self.clock.learn(LogTime::from_unix_ms(answer.log_time_ms));
+        self.parts.clock.learn(LogTime::from_unix_ms(answer.log_time_ms));
         if answer.next <= cursor {
             return Ok(false);
         }
-        let mut absent = Vec::new();
-        for row in &answer.rows {
-            let Ok(chunk) = ChunkId::try_from(row.chunk_id.as_ref()) else { continue };
-            if !self.store.has(&chunk)? {
-                absent.push(chunk);
-            }
-        }
-        self.store.note_missing(&absent, now_unix_ms(), answer.next)?;
+        let rows: Vec<ChunkId> = answer
+            .rows
+            .iter()
+            .filter_map(|row| ChunkId::try_from(row.chunk_id.as_ref()).ok())
+            .collect();
+        self.parts.store.take_up(&rows, &[], now_unix_ms(), Some(answer.next))?;
         Ok(answer.more)
     }
 
     /// Fetches some of what is missing. Says whether anything came.
-    async fn pull(&mut self, layout: &Layout) -> Result<bool, Failure> {
-        let index = self.store.index();
-        let listed =
-            index.missing(self.round_from.as_ref(), ROUND_CHUNKS).map_err(StoreError::from)?;
-        let end = listed.get(ROUND_CHUNKS - 1).map(|(chunk, _)| *chunk);
-        // Room for what is quarantined has been counted before; that is fetched all the same.
-        let is_at_capacity = self.store.is_at_capacity();
-        let settled = now_unix_ms().saturating_sub(as_ms(self.settle));
-        let (mut here, mut wanted) = (Vec::new(), Vec::new());
-        for (chunk, noticed) in listed {
-            if self.store.has(&chunk)? {
-                here.push(chunk);
-            } else if noticed <= settled && (noticed == QUARANTINED || !is_at_capacity) {
-                wanted.push(chunk);
-            }
-        }
+    async fn pull(&mut self) -> Result<bool, Failure> {
+        let Wanted { here, wanted, next } = self.list_wanted()?;
         if !here.is_empty() {
-            self.store.forget_missing(&here)?;
+            let store = self.parts.store.clone();
+            off_the_async_threads(move || store.verify_missing(&here)).await??;
         }
-        let Plan { asked, rest } = plan(layout, self.node, &self.siblings, &wanted, self.pass);
-        // The next round goes on where this one ends, and at the end from the beginning.
-        self.round_from = rest.or(end);
-        if self.round_from.is_none() {
-            self.pass = self.pass.wrapping_add(1);
-        }
+        let view = self.parts.cluster.view();
+        let Plan { asked, rest } =
+            plan(view.layouts(), self.parts.node, &self.siblings, &wanted, self.turn.pass);
+        // The next round goes on where this one ends.
+        self.turn = rest.map_or(next, |rest| Turn { from: Some(rest), ..self.turn });
         let mut came = false;
         for (sibling, chunks) in asked {
             match self.pull_from(sibling, &chunks).await {
@@ -374,7 +371,39 @@ impl<D: Disk> Completer<D> {
         Ok(came)
     }
 
-    async fn pull_from(&self, sibling: NodeId, chunks: &[ChunkId]) -> Result<bool, Failure> {
+    /// Missing chunks that are to be asked for now, of those whose turn it is. Where there are none,
+    /// it is the turn of those with more live holders.
+    fn list_wanted(&mut self) -> Result<Wanted, StoreError> {
+        let Parts { store, config, cluster, node, .. } = &self.parts;
+        let view = cluster.view();
+        // Room for what is quarantined has been counted before; that is fetched all the same.
+        let is_at_capacity = store.is_at_capacity();
+        let settled = now_unix_ms().saturating_sub(as_ms(config.settle));
+        let (mut here, mut wanted) = (Vec::new(), Vec::new());
+        let mut next = self.turn;
+        for _ in 0..ROUND_LOOKS {
+            self.turn = next;
+            let listed = store.index().missing(self.turn.from.as_ref(), ROUND_CHUNKS)?;
+            next = self.turn.after(listed.get(ROUND_CHUNKS - 1).map(|(chunk, _)| *chunk));
+            for (chunk, noticed) in listed {
+                if live_holders(view.layouts(), *node, &self.siblings, &chunk) != self.turn.holders
+                {
+                    continue;
+                }
+                if store.has(&chunk)? {
+                    here.push(chunk);
+                } else if noticed <= settled && (noticed == QUARANTINED || !is_at_capacity) {
+                    wanted.push(chunk);
+                }
+            }
+            if !wanted.is_empty() || !here.is_empty() || next.pass != self.turn.pass {
+                break;
+            }
+        }
+        Ok(Wanted { here, wanted, next })
+    }
+
+    async fn pull_from(&mut self, sibling: NodeId, chunks: &[ChunkId]) -> Result<bool, Failure> {
         let Some(Sibling { address, .. }) = self.siblings.get(&sibling) else { return Ok(false) };
         let peer = PeerId::new(ROLE, *sibling.as_bytes()).map_err(unusable)?;
         let channel =
@@ -398,11 +427,36 @@ impl<D: Disk> Completer<D> {
             return Ok(false);
         }
         let ids: Vec<ChunkId> = good.iter().map(SealedChunk::id).collect();
-        let keep_until = self.clock.now().unwrap_or(LogTime::ZERO).plus_ms(HOLD_MS);
-        self.store.put(good, keep_until).await?;
-        self.store.forget_missing(&ids)?;
-        tracing::debug!(%sibling, chunks = ids.len(), "copies fetched");
-        Ok(true)
+        let keep_until = self.parts.clock.now().unwrap_or(LogTime::ZERO).plus_ms(HOLD_MS);
+        self.parts.store.put(good, keep_until).await?;
+        let store = self.parts.store.clone();
+        let verified = off_the_async_threads(move || store.verify_missing(&ids)).await??;
+        self.fetched += verified;
+        tracing::debug!(%sibling, chunks = verified, "copies fetched");
+        Ok(verified > 0)
+    }
+}
+
+/// What one round found.
+struct Wanted {
+    /// They came, and are to be read back.
+    here: Vec<ChunkId>,
+    wanted: Vec<ChunkId>,
+    /// Where the round after it begins.
+    next: Turn,
+}
+
+impl Turn {
+    /// The turn after this one, which ended with `end`; with none, all that is missing was looked
+    /// through for it.
+    fn after(self, end: Option<ChunkId>) -> Self {
+        match end {
+            Some(_) => Self { from: end, ..self },
+            None if self.holders < HOLDERS_COUNTED_MAX => {
+                Self { holders: self.holders + 1, from: None, ..self }
+            }
+            None => Self { pass: self.pass.wrapping_add(1), holders: 0, from: None },
+        }
     }
 }
 
@@ -414,11 +468,10 @@ struct Plan {
     rest: Option<ChunkId>,
 }
 
-/// Whom to ask for which missing chunks: each chunk of one holder that is there, and no more of one
-/// sibling than it can answer at once. Chunks spread over the holders by their ids, which are hashes,
-/// and each pass asks the next holder: the one asked before may lack the chunk as well.
+/// Whom to ask for which missing chunks: each chunk of one node that is there, and no more of one
+/// sibling than it can answer at once.
 fn plan(
-    layout: &Layout,
+    layouts: &[Layout],
     node: NodeId,
     siblings: &BTreeMap<NodeId, Sibling>,
     missing: &[ChunkId],
@@ -426,12 +479,7 @@ fn plan(
 ) -> Plan {
     let mut asked: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
     for chunk in missing {
-        let holders = layout.nodes_of(chunk).filter(|holder| *holder != node);
-        let there: Vec<NodeId> =
-            holders.filter(|holder| siblings.get(holder).is_some_and(|it| it.reachable)).collect();
-        let [.., spread] = *chunk.as_bytes();
-        let turn = usize::from(spread).wrapping_add(pass);
-        let Some(holder) = turn.checked_rem(there.len()).map(|at| there[at]) else { continue };
+        let Some(holder) = whom_to_ask(layouts, node, siblings, chunk, pass) else { continue };
         let chunks = asked.entry(holder).or_default();
         if chunks.len() == PULLS_PER_CALL {
             return Plan { asked, rest: Some(*chunk) };
@@ -439,6 +487,57 @@ fn plan(
         chunks.push(*chunk);
     }
     Plan { asked, rest: None }
+}
+
+/// Whom to ask for a chunk in a pass: each pass asks the next one, for the one asked before may lack
+/// it as well. First come those to whom the layout in force gives it, then those of the former ones,
+/// and then one of all others, in turns. Chunks spread over the holders by their ids, which are hashes.
+fn whom_to_ask(
+    layouts: &[Layout],
+    node: NodeId,
+    siblings: &BTreeMap<NodeId, Sibling>,
+    chunk: &ChunkId,
+    pass: usize,
+) -> Option<NodeId> {
+    let [.., spread] = *chunk.as_bytes();
+    let spread = usize::from(spread);
+    let mut holders: Vec<NodeId> = Vec::new();
+    for layout in layouts {
+        let begin = holders.len();
+        for holder in layout.nodes_of(chunk) {
+            if is_there(node, siblings, &holder) && !holders.contains(&holder) {
+                holders.push(holder);
+            }
+        }
+        let own = &mut holders[begin..];
+        own.rotate_left(spread.checked_rem(own.len()).unwrap_or(0));
+    }
+    let mut others = siblings.keys().copied().collect::<Vec<NodeId>>();
+    others.retain(|other| is_there(node, siblings, other) && !holders.contains(other));
+    let turns = holders.len() + usize::from(!others.is_empty());
+    let turn = pass.checked_rem(turns)?;
+    let other = || others[(pass / turns).wrapping_add(spread) % others.len()];
+    Some(holders.get(turn).copied().unwrap_or_else(other))
+}
+
+/// How many other nodes that hold the chunk by any layout are there; more than is counted is as good.
+fn live_holders(
+    layouts: &[Layout],
+    node: NodeId,
+    siblings: &BTreeMap<NodeId, Sibling>,
+    chunk: &ChunkId,
+) -> usize {
+    let mut holders: Vec<NodeId> = Vec::new();
+    for holder in layouts.iter().flat_map(|layout| layout.nodes_of(chunk)) {
+        if is_there(node, siblings, &holder) && !holders.contains(&holder) {
+            holders.push(holder);
+        }
+    }
+    holders.len().min(HOLDERS_COUNTED_MAX)
+}
+
+fn is_there(node: NodeId, siblings: &BTreeMap<NodeId, Sibling>, other: &NodeId) -> bool {
+    *other != node && siblings.get(other).is_some_and(|it| it.reachable)
 }
 
 enum Failure {
@@ -464,10 +563,6 @@ fn unusable(error: impl std::fmt::Display) -> Failure {
 
 fn as_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn host_of(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host.trim_matches(['[', ']']))
 }
 
 #[cfg(test)]

@@ -33,10 +33,21 @@ pub struct Config {
     /// `settle`: how long a committed chunk may still be on its way before it is fetched from a
     /// sibling.
     pub settle: Duration,
+    /// `compare_every`: how often all that is kept is compared with all that commits have named; that is
+    /// also done at each start and when the layout changes.
+    pub compare_every: Duration,
     /// `scrub_every`: how long it takes at least to read everything back once and check it.
     pub scrub_every: Duration,
     /// `scrub_bytes_per_second`: how fast it is read at most.
     pub scrub_bytes_per_second: u64,
+    /// `compact_every`: how often it is looked whether segments are worth compacting; more often while
+    /// the disk is full.
+    pub compact_every: Duration,
+    /// `compact_dead_percent`: how much of a segment has to be dead for it to be compacted; while the
+    /// disk is full, 5 are enough.
+    pub compact_dead_percent: u64,
+    /// `compact_bytes_per_second`: how fast what is still good is written anew at most.
+    pub compact_bytes_per_second: u64,
     /// `health_listen`: where health and metrics, and nothing else, are served without TLS; left out:
     /// nowhere.
     pub health_listen: Option<SocketAddr>,
@@ -61,9 +72,17 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         report_every: reader.duration_ms("report_every", 50..=10_000, 3000),
         poll_every: reader.duration_ms("poll_every", 20..=10_000, 500),
         settle: reader.duration_ms("settle", 0..=60_000, 3000),
+        compare_every: reader.duration_ms("compare_every", 1000..=30 * DAY_MS, DAY_MS / 4),
         scrub_every: reader.duration_ms("scrub_every", 1000..=365 * DAY_MS, 7 * DAY_MS),
         scrub_bytes_per_second: reader.bytes_size(
             "scrub_bytes_per_second",
+            64 << 10..=1 << 34,
+            20 << 20,
+        ),
+        compact_every: reader.duration_ms("compact_every", 1000..=30 * DAY_MS, DAY_MS / 24),
+        compact_dead_percent: reader.u64_in("compact_dead_percent", 1..=100, 50),
+        compact_bytes_per_second: reader.bytes_size(
+            "compact_bytes_per_second",
             64 << 10..=1 << 34,
             20 << 20,
         ),
@@ -94,6 +113,37 @@ key = "key"
         let file = dir.path().join("storage.toml");
         std::fs::write(&file, format!("{more}{NEEDED}")).unwrap();
         read_config(Some(&file))
+    }
+
+    #[test]
+    fn comparing_has_a_default_and_bounds() {
+        assert_eq!(read("").unwrap().compare_every, Duration::from_secs(6 * 60 * 60));
+        let config = read("compare_every = \"2h\"\n").unwrap();
+        assert_eq!(config.compare_every, Duration::from_secs(2 * 60 * 60));
+        for refused in ["compare_every = 0\n", "compare_every = \"31d\"\n"] {
+            assert!(read(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn compaction_has_defaults_and_bounds() {
+        let config = read("").unwrap();
+        assert_eq!(config.compact_every, Duration::from_secs(60 * 60));
+        assert_eq!((config.compact_dead_percent, config.compact_bytes_per_second), (50, 20 << 20));
+        let config = read(
+            "compact_every = \"10m\"\ncompact_dead_percent = 80\ncompact_bytes_per_second = \"1MiB\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.compact_every, Duration::from_secs(600));
+        assert_eq!((config.compact_dead_percent, config.compact_bytes_per_second), (80, 1 << 20));
+        for refused in [
+            "compact_every = 0\n",
+            "compact_dead_percent = 0\n",
+            "compact_dead_percent = 101\n",
+            "compact_bytes_per_second = 1\n",
+        ] {
+            assert!(read(refused).is_err(), "{refused}");
+        }
     }
 
     #[test]

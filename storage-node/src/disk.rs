@@ -24,6 +24,8 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn open(&self, number: u64) -> io::Result<Self::Segment>;
     /// Gives a segment another name, under which it is not found any more, and keeps all of it.
     fn set_aside(&self, number: u64) -> io::Result<()>;
+    /// Removes a segment and gives its room back. Who has it open still reads it.
+    fn remove(&self, number: u64) -> io::Result<()>;
 }
 
 /// A segment file.
@@ -149,6 +151,15 @@ impl Disk for Folder {
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    fn remove(&self, number: u64) -> io::Result<()> {
+        match std::fs::remove_file(self.path(number)) {
+            // It was removed before, and that was reported as failed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        sync_directory(&self.0)
     }
 }
 

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use coffer_model::descriptor::Descriptor;
-use coffer_model::id::ClusterId;
 use coffer_model::session::{PROOF_HEADER, SessionProof};
 use coffer_model::ticket::{Leave, Ticket, TicketError};
 use coffer_service::audit::note;
@@ -14,13 +12,14 @@ use coffer_service::status::status;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
+use crate::cluster::Cluster;
+
 /// Proofs and tickets that may come again.
 const REMEMBERED: usize = 16_384;
 
 /// Checks proofs and tickets, each of them once.
 pub(crate) struct Door {
-    cluster: ClusterId,
-    descriptor: Arc<Descriptor>,
+    cluster: Arc<Cluster>,
     proofs: BoundedCache<Vec<u8>, SessionProof>,
     tickets: BoundedCache<blake3::Hash, Arc<Admitted>>,
 }
@@ -44,10 +43,10 @@ fn refuse(error: &TicketError) -> Status {
 }
 
 impl Door {
-    pub(crate) fn new(cluster: ClusterId, descriptor: Arc<Descriptor>) -> Self {
+    pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
         let proofs = BoundedCache::new(REMEMBERED, None);
         let tickets = BoundedCache::new(REMEMBERED, None);
-        Self { cluster, descriptor, proofs, tickets }
+        Self { cluster, proofs, tickets }
     }
 
     fn proof(&self, metadata: &MetadataMap, now: u64) -> Result<SessionProof, Status> {
@@ -61,7 +60,7 @@ impl Door {
         if let Some(proof) = self.proofs.get(bytes.as_ref()).filter(|it| now < it.expires_unix_ms) {
             return Ok(proof);
         }
-        let proof = SessionProof::verify(&bytes, &self.cluster, now)
+        let proof = SessionProof::verify(&bytes, self.cluster.id(), now)
             .map_err(|error| refused(&error.to_string()))?
             .into_inner();
         self.proofs.insert(bytes.to_vec(), proof.clone());
@@ -95,8 +94,9 @@ impl Door {
                 return Ok(admitted);
             }
         }
-        let key = |member| self.descriptor.member_key(member);
-        let ticket = Ticket::verify(signed, &self.cluster, proof, now, key)
+        let descriptor = self.cluster.view().descriptor;
+        let key = |member| descriptor.member_key(member);
+        let ticket = Ticket::verify(signed, self.cluster.id(), proof, now, key)
             .map_err(|error| refuse(&error))?;
         let admitted = Arc::new(Admitted { ticket, used: AtomicU64::new(0) });
         self.tickets

@@ -2,6 +2,7 @@
 //! lost without loss: segments are the truth, and what they say after the indexed offset is read
 //! again at the start. So its writes are atomic but not synced.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -13,16 +14,18 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch,
 };
 
-use crate::record::RECORD_HEADER_BYTES;
+use crate::record::{RECORD_ALIGNMENT, RECORD_HEADER_BYTES};
 
 const SHARDS: &str = "shards";
 const META: &str = "meta";
 const MISSING: &str = "missing";
+const SURPLUS: &str = "surplus";
 const CURSOR: &[u8] = b"cursor";
 const TOTALS: &[u8] = b"totals";
 const OWNER: &[u8] = b"owner";
 /// Not `scrub`: what begins with `s` is a segment's.
 const PASS: &[u8] = b"pass";
+const PROVEN: &[u8] = b"proven";
 const SEGMENT_PREFIX: u8 = b's';
 /// Rows of lost shards that are written at once; a whole segment's would take up much memory.
 const LOST_PER_BATCH: usize = 4096;
@@ -72,6 +75,13 @@ pub(crate) struct Missing {
 /// here, so nobody need wait until it arrives.
 pub(crate) const QUARANTINED: u64 = 0;
 
+/// What the node has proven last: that it holds its share of a layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Proven {
+    pub(crate) layout: u64,
+    pub(crate) position: u64,
+}
+
 /// How much is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(crate) struct Totals {
@@ -96,6 +106,27 @@ pub(crate) struct Index {
     db: DB,
 }
 
+/// Shards that were found in the index, in the order of their keys.
+pub(crate) struct Listed {
+    pub(crate) shards: Vec<(ShardKey, Location)>,
+    /// The last one that was looked at; none at the end of the index.
+    pub(crate) last: Option<ShardKey>,
+}
+
+/// What was found out about chunks.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Notes<'a> {
+    /// They belong here and are not.
+    pub(crate) missing: &'a [ChunkId],
+    pub(crate) noticed_unix_ms: u64,
+    /// They belong here, and so are not surplus.
+    pub(crate) expected: &'a [ChunkId],
+    /// They are here, and nothing says that they belong.
+    pub(crate) surplus: &'a [ChunkId],
+    /// Up to where the feed was followed.
+    pub(crate) cursor: Option<u64>,
+}
+
 /// A change of the index, all or nothing.
 #[derive(Default)]
 pub(crate) struct IndexBatch {
@@ -103,6 +134,8 @@ pub(crate) struct IndexBatch {
     pub(crate) shards: Vec<(ShardKey, Location)>,
     /// Chunks of which there is a good copy again: they are not missing any more.
     pub(crate) mended: Vec<ChunkId>,
+    /// They are not here any more, nor missing, nor surplus.
+    pub(crate) forgotten: Vec<ShardKey>,
     pub(crate) totals: Option<Totals>,
     /// Segment and the offset up to which it is indexed.
     pub(crate) indexed: Vec<(u64, u64)>,
@@ -125,8 +158,8 @@ impl Index {
         options.set_max_open_files(128);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(32 << 20);
-        let families =
-            [SHARDS, META, MISSING].map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
+        let families = [SHARDS, META, MISSING, SURPLUS]
+            .map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
         Ok(Self { db: DB::open_cf_descriptors(&options, path, families)? })
     }
 
@@ -194,6 +227,54 @@ impl Index {
         Ok(lost)
     }
 
+    /// Nothing is known of the segment any more.
+    pub(crate) fn remove_segment(&self, segment: u64) -> Result<(), IndexError> {
+        Ok(self.db.delete_cf(self.family(META), segment_key(segment))?)
+    }
+
+    /// Bytes of the records in each segment that hold good shards.
+    pub(crate) fn live_bytes(&self) -> Result<BTreeMap<u64, u64>, IndexError> {
+        let mut live = BTreeMap::new();
+        for row in self.db.iterator_cf(self.family(SHARDS), IteratorMode::Start) {
+            let (_, value) = row?;
+            let location: Location = decode("location", &value).map_err(damaged)?;
+            if !location.quarantined {
+                let record =
+                    (location.end() - location.offset).next_multiple_of(RECORD_ALIGNMENT as u64);
+                *live.entry(location.segment).or_insert(0) += record;
+            }
+        }
+        Ok(live)
+    }
+
+    /// Of up to `looked_at` shards behind `after`, the good ones that lie in one of `segments`, and the
+    /// last one looked at; none at the end.
+    pub(crate) fn shards_in(
+        &self,
+        segments: &BTreeSet<u64>,
+        after: Option<&ShardKey>,
+        looked_at: usize,
+    ) -> Result<Listed, IndexError> {
+        let start = after.map(encode).unwrap_or_default();
+        let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
+        let (mut shards, mut last) = (Vec::new(), None);
+        // The first one is mostly `after` itself.
+        for (count, row) in (0..).zip(self.db.iterator_cf(self.family(SHARDS), mode)) {
+            if count > looked_at {
+                return Ok(Listed { shards, last });
+            }
+            let (key, value) = row?;
+            let key: ShardKey = decode("shard key", &key).map_err(damaged)?;
+            let location: Location = decode("location", &value).map_err(damaged)?;
+            if Some(&key) != after && !location.quarantined && segments.contains(&location.segment)
+            {
+                shards.push((key, location));
+            }
+            last = Some(key);
+        }
+        Ok(Listed { shards, last: None })
+    }
+
     /// Whose index this is; none before the first start.
     pub(crate) fn owner(&self) -> Result<Option<[u8; 16]>, IndexError> {
         self.load(META, OWNER)
@@ -213,6 +294,11 @@ impl Index {
         }
         for chunk in &batch.mended {
             rows.delete_cf(self.family(MISSING), chunk.as_bytes());
+        }
+        for key in &batch.forgotten {
+            rows.delete_cf(self.family(SHARDS), encode(key));
+            rows.delete_cf(self.family(MISSING), key.chunk.as_bytes());
+            rows.delete_cf(self.family(SURPLUS), key.chunk.as_bytes());
         }
         if let Some(totals) = &batch.totals {
             rows.put_cf(self.family(META), TOTALS, encode(totals));
@@ -259,23 +345,37 @@ impl Index {
         Ok(self.db.put_cf(self.family(META), PASS, encode(pass))?)
     }
 
-    /// Notes missing chunks, with the time they were noticed, and moves the cursor on. Of those that
-    /// are noted already the older time stays.
-    pub(crate) fn note_missing(
-        &self,
-        chunks: &[ChunkId],
-        noticed_unix_ms: u64,
-        cursor: u64,
-    ) -> Result<(), IndexError> {
+    /// Notes what was found out about chunks, all or nothing. Of those that are noted as missing
+    /// already, the older time stays.
+    pub(crate) fn note(&self, notes: &Notes<'_>) -> Result<(), IndexError> {
         let mut rows = WriteBatch::default();
-        let missing = self.family(MISSING);
-        for chunk in chunks {
-            if self.db.get_pinned_cf(missing, chunk.as_bytes())?.is_none() {
-                rows.put_cf(missing, chunk.as_bytes(), encode(&noticed_unix_ms));
+        for chunk in notes.missing {
+            if !self.is_missing(chunk)? {
+                let noticed = encode(&notes.noticed_unix_ms);
+                rows.put_cf(self.family(MISSING), chunk.as_bytes(), noticed);
             }
         }
-        rows.put_cf(self.family(META), CURSOR, encode(&cursor));
+        for chunk in notes.expected {
+            // Mostly there is none, and a row that says so would have to be kept for a while.
+            if self.is_surplus(chunk)? {
+                rows.delete_cf(self.family(SURPLUS), chunk.as_bytes());
+            }
+        }
+        for chunk in notes.surplus {
+            rows.put_cf(self.family(SURPLUS), chunk.as_bytes(), b"");
+        }
+        if let Some(cursor) = notes.cursor {
+            rows.put_cf(self.family(META), CURSOR, encode(&cursor));
+        }
         Ok(self.db.write(rows)?)
+    }
+
+    pub(crate) fn is_missing(&self, chunk: &ChunkId) -> Result<bool, IndexError> {
+        Ok(self.db.get_pinned_cf(self.family(MISSING), chunk.as_bytes())?.is_some())
+    }
+
+    pub(crate) fn is_surplus(&self, chunk: &ChunkId) -> Result<bool, IndexError> {
+        Ok(self.db.get_pinned_cf(self.family(SURPLUS), chunk.as_bytes())?.is_some())
     }
 
     /// Chunks that are not missing any more.
@@ -302,6 +402,54 @@ impl Index {
             found.push((chunk, decode("missing chunk", &value).map_err(damaged)?));
         }
         Ok(found)
+    }
+
+    /// Up to `limit` chunks behind `after` that have a row, quarantined or not.
+    pub(crate) fn chunks_after(
+        &self,
+        after: Option<&ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, IndexError> {
+        // A chunk is one shard as long as there are only replicas.
+        let shards = self.shards_after(after.map(|it| ShardKey::replica(*it)).as_ref(), limit)?;
+        Ok(shards.into_iter().map(|shard| shard.chunk).collect())
+    }
+
+    /// Up to `limit` surplus chunks behind `after`.
+    pub(crate) fn surplus(
+        &self,
+        after: Option<&ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, IndexError> {
+        let start = after.map_or(&[][..], |chunk| chunk.as_bytes());
+        let mode = IteratorMode::From(start, rocksdb::Direction::Forward);
+        let mut found = Vec::new();
+        for row in self.db.iterator_cf(self.family(SURPLUS), mode) {
+            if found.len() == limit {
+                break;
+            }
+            let (key, _) = row?;
+            let chunk = ChunkId::try_from(key.as_ref()).map_err(damaged)?;
+            if Some(&chunk) != after {
+                found.push(chunk);
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many chunks are surplus, counted up to `limit`.
+    pub(crate) fn count_surplus(&self, limit: usize) -> u64 {
+        let rows = self.db.iterator_cf(self.family(SURPLUS), IteratorMode::Start);
+        rows.take(limit).map(|_| 1).sum()
+    }
+
+    /// What was proven last; none if nothing was.
+    pub(crate) fn proven(&self) -> Result<Option<Proven>, IndexError> {
+        self.load(META, PROVEN)
+    }
+
+    pub(crate) fn set_proven(&self, proven: &Proven) -> Result<(), IndexError> {
+        Ok(self.db.put_cf(self.family(META), PROVEN, encode(proven))?)
     }
 
     /// How many chunks are missing, counted up to `limit`.

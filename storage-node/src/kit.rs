@@ -7,13 +7,16 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use coffer_model::chunk::SealedChunk;
-use coffer_model::descriptor::{Descriptor, Member, StorageNode};
+use coffer_model::descriptor::{Descriptor, Member, SignedDescriptor, StorageNode};
+use coffer_model::encoding::encode;
 use coffer_model::id::{ChunkId, ClusterId, MemberId, NodeId};
+use coffer_model::layout::Layout;
 use coffer_model::receipt::Receipt;
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
 use coffer_model::time::LogTime;
 use ed25519_dalek::{Signer as _, SigningKey};
 
+use crate::cluster::Cluster;
 use crate::disk::Disk;
 use crate::index::Index;
 use crate::store::{Owner, Sizes, Store, StoreError};
@@ -151,7 +154,7 @@ pub(crate) fn open<D: Disk>(disk: D, index: &Path, segment_bytes: u64) -> Opened
 
 /// Runs one future to its end, for tests that restart the store many times.
 pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 /// Copies a folder of files and folders.
@@ -169,6 +172,31 @@ pub(crate) fn member(id: MemberId, key: &Key, address: &str) -> Member {
 
 pub(crate) fn storage_node(id: NodeId, key: PublicKey) -> StorageNode {
     StorageNode { id, key, zone: String::new(), weight: 1 }
+}
+
+/// What a node of [`CLUSTER`] knows that has not heard from a member yet. Its folder is `dir`.
+pub(crate) fn cluster(dir: &Path, descriptor: Descriptor) -> Arc<Cluster> {
+    Arc::new(Cluster::open(CLUSTER, descriptor, dir.join("descriptors")).unwrap())
+}
+
+/// The descriptor after one, with other members or nodes, signed by the administrator.
+pub(crate) fn next_descriptor(
+    cluster: &ClusterId,
+    former: &Descriptor,
+    change: impl FnOnce(&mut Descriptor),
+) -> (Descriptor, Bytes) {
+    let mut next = former.clone();
+    (next.number, next.former) = (former.number + 1, Some(former.hash()));
+    change(&mut next);
+    let signed = SignedDescriptor::next(cluster, &next, &[&administrator()]);
+    (next, Bytes::from(encode(&signed)))
+}
+
+/// A layout that gives everything to all of `nodes`.
+pub(crate) fn layout(version: u64, nodes: &[NodeId]) -> Layout {
+    let count = u16::try_from(nodes.len()).unwrap();
+    let table = (0..count << 10).map(|at| at % count).collect();
+    Layout::new(version, 10, u8::try_from(count).unwrap(), nodes.to_vec(), table).unwrap()
 }
 
 /// The key that signs descriptors and layouts.

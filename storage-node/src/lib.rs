@@ -7,18 +7,24 @@
 //! damaged.
 
 mod clock;
+mod cluster;
+mod compact;
+mod compare;
 mod complete;
 mod config;
 mod disk;
 mod door;
+mod forget;
 mod index;
 #[cfg(test)]
 mod kit;
+mod members;
 mod record;
 mod run;
 mod scrub;
 mod serve;
 mod store;
 
+pub use cluster::install_descriptors;
 pub use config::{Config, read_config};
 pub use run::{Error, ROLE, init, run};

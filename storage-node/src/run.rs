@@ -1,13 +1,13 @@
 //! Starting, serving and stopping.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coffer_model::descriptor::{Descriptor, DescriptorError, SignedDescriptor};
+use coffer_model::descriptor::{DescriptorError, SignedDescriptor};
 use coffer_model::encoding::{Malformed, decode};
-use coffer_model::id::{ClusterId, NodeId};
+use coffer_model::id::NodeId;
 use coffer_model::signing::{PublicKey, Signer};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::sibling_service_server::SiblingServiceServer;
@@ -23,14 +23,18 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use crate::clock::LogClock;
-use crate::complete::{Completer, Gauges, Parts};
+use crate::cluster::{self, Cluster};
+use crate::compact::Compactor;
+use crate::compare::{Comparer, Schedule};
+use crate::complete::{Completer, Gauges};
 use crate::config::Config;
 use crate::disk::Folder;
-use crate::door::Door;
 use crate::index::Index;
+use crate::members::Members;
 use crate::scrub::{Meters, Pace, Scrubber};
 use crate::serve::{Served, Service};
 use crate::store::{Owner, Sizes, Store};
+use crate::{compact, compare, complete};
 
 /// The role in a storage node's certificate and on its volume.
 pub const ROLE: &str = "storage";
@@ -60,11 +64,14 @@ pub enum Error {
     /// The volume cannot be used.
     #[error("cannot use the volume")]
     Identity(#[source] IdentityError),
-    /// The descriptor names other storage nodes.
+    /// The descriptor in force names other storage nodes.
     #[error(
-        "the cluster's descriptor does not name this node ({0}); an administrator has to add it, or this is the wrong volume"
+        "the cluster's descriptor does not name this node ({0}); an administrator has to add it, or has taken it out, or this is the wrong volume"
     )]
     NotNamed(NodeId),
+    /// The descriptors on the volume cannot be used.
+    #[error("cannot use the descriptors on the volume: {0}")]
+    Descriptors(String),
     /// The certificates cannot be used.
     #[error("cannot set up TLS")]
     Tls(#[source] TlsError),
@@ -111,14 +118,14 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
 /// A node whose volume, certificates and store are open and fit together.
 struct Node {
     config: Config,
-    cluster: ClusterId,
+    cluster: Arc<Cluster>,
     id: NodeId,
     identity: Arc<ProcessIdentity>,
-    descriptor: Arc<Descriptor>,
     tls: Arc<LiveTls>,
     watch: Watch,
     gauges: Gauges,
     scrubber: Scrubber<Folder>,
+    compaction: compact::Meters,
     store: Store<Folder>,
     writer: JoinHandle<()>,
 }
@@ -129,14 +136,16 @@ impl Node {
             .map_err(|source| Error::ReadDescriptor { path: config.descriptor.clone(), source })?;
         let signed: SignedDescriptor =
             decode("cluster descriptor", &bytes).map_err(Error::Malformed)?;
-        let (cluster, descriptor) = signed.verify_first(None).map_err(Error::Descriptor)?;
+        let (cluster, first) = signed.verify_first(None).map_err(Error::Descriptor)?;
         let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, Some(&cluster))
             .map_err(Error::Identity)?;
+        let identity = Arc::new(identity);
         let id = NodeId::from_bytes(*identity.id());
-        if descriptor.node_key(id) != Some(identity.public_key()) {
+        let cluster = Cluster::open(cluster, first, config.data_dir.join(cluster::FOLDER));
+        let cluster = Arc::new(cluster.map_err(|error| Error::Descriptors(error.to_string()))?);
+        if cluster.view().descriptor.node_key(id) != Some(identity.public_key()) {
             return Err(Error::NotNamed(id));
         }
-        let (identity, descriptor) = (Arc::new(identity), Arc::new(descriptor));
         let tls = LiveTls::load(config.tls.clone(), ClientAuth::Optional).map_err(Error::Tls)?;
         let watch = Watch::start(
             ROLE,
@@ -146,6 +155,7 @@ impl Node {
         )?;
         let gauges = Gauges::new(&watch.metrics()).map_err(WatchError::from)?;
         let meters = Meters::new(&watch.metrics()).map_err(WatchError::from)?;
+        let compaction = compact::Meters::new(&watch.metrics()).map_err(WatchError::from)?;
 
         let disk = Folder::open(&config.data_dir.join("segments"))
             .map_err(|error| Error::Store(error.to_string()))?;
@@ -154,7 +164,7 @@ impl Node {
         let signer: Arc<dyn Signer + Send + Sync> = Arc::clone(&identity) as _;
         let sizes =
             Sizes { segment_bytes: config.segment_bytes, capacity_bytes: config.capacity_bytes };
-        let owner = Owner { cluster, node: id, signer };
+        let owner = Owner { cluster: *cluster.id(), node: id, signer };
         let (store, writer) = Store::open(disk, index, owner, sizes)
             .map_err(|error| Error::Store(error.to_string()))?;
         let scrubber = Scrubber::new(store.clone(), Pace::of(&config), meters)
@@ -164,11 +174,11 @@ impl Node {
             cluster,
             id,
             identity,
-            descriptor,
             tls,
             watch,
             gauges,
             scrubber,
+            compaction,
             store,
             writer,
         })
@@ -187,30 +197,42 @@ impl Node {
             cluster,
             id,
             identity,
-            descriptor,
             tls,
             watch,
             gauges,
             scrubber,
+            compaction,
             store,
             writer,
         } = self;
         // A part of its own, so that it can be ended where the server fails by itself.
         let part = shutdown.child();
         let clock = Arc::new(LogClock::default());
-        let layout = Arc::new(RwLock::new(None));
         let health = Health::new().await.with_metrics(watch.metrics());
         let (listen, health_listen, totals) = (config.listen, config.health_listen, store.totals());
+        let schedule =
+            Schedule { compare_every: config.compare_every, look_every: config.poll_every };
+        let comparer = Comparer::new(
+            compare::Parts {
+                cluster: Arc::clone(&cluster),
+                node: id,
+                identity: Arc::clone(&identity),
+                store: store.clone(),
+                clock: Arc::clone(&clock),
+            },
+            schedule,
+            Members::new(Arc::clone(&cluster), &tls),
+        );
+        let pace = compact::Pace::of(&config);
+        let compactor = Compactor::new(store.clone(), Arc::clone(&clock), pace, compaction);
         let completer = Completer::new(
-            Parts {
-                cluster,
+            complete::Parts {
+                cluster: Arc::clone(&cluster),
                 node: id,
                 identity,
-                descriptor: Arc::clone(&descriptor),
                 store: store.clone(),
                 gauges,
                 clock: Arc::clone(&clock),
-                layout: Arc::clone(&layout),
                 config,
             },
             &tls,
@@ -220,11 +242,13 @@ impl Node {
             served.map_err(|source| Error::Listen { address, source })?;
         }
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
+        part.spawn("compare the store", comparer.run(part.clone()));
+        part.spawn("compact the store", compactor.run(part.clone()));
         part.spawn("scrub the store", scrubber.run(part.clone()));
         part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
 
-        let door = Door::new(cluster, Arc::clone(&descriptor));
-        let service = Service(Arc::new(Served::new(store, door, clock, descriptor, layout)));
+        let served = Served::new(store, clock, Arc::clone(&cluster), id);
+        let service = Service(Arc::new(served));
         let routes = Routes::new(health.service())
             .add_service(
                 ChunkServiceServer::new(service.clone())
@@ -246,7 +270,8 @@ impl Node {
         }
         // The server and the loops have let go of the store, so the writer finishes and syncs.
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
-        served.map_err(Error::Serve)
+        served.map_err(Error::Serve)?;
+        if cluster.view().names(id) { Ok(()) } else { Err(Error::NotNamed(id)) }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::now_unix_ms;
 use crate::index::Pass;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, off_the_async_threads};
 
 /// Shards listed at a time; a crash has so many looked at again.
 const SHARDS_PER_STEP: usize = 64;
@@ -158,7 +158,7 @@ impl<D: Disk> Scrubber<D> {
             if pause > PAUSE_MAX {
                 break;
             }
-            self.give_way().await;
+            give_way(&self.store).await;
             let at = Instant::now();
             let store = self.store.clone();
             let read = off_the_async_threads(move || store.scrub(&shard)).await?;
@@ -180,16 +180,6 @@ impl<D: Disk> Scrubber<D> {
         Duration::from_millis(now - self.pass.began_unix_ms)
     }
 
-    /// Lets those go first who wait for the disk.
-    async fn give_way(&self) {
-        for _ in 0..GIVE_WAY_TURNS {
-            if !self.store.is_busy() {
-                return;
-            }
-            sleep(GIVE_WAY).await;
-        }
-    }
-
     fn show(&self) {
         let share = self.pass.after.as_ref().map_or(0, share);
         self.meters.position_percent.set(i64::try_from((share * 100) >> 32).unwrap_or(0));
@@ -202,11 +192,14 @@ impl<D: Disk> Scrubber<D> {
     }
 }
 
-async fn off_the_async_threads<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, StoreError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| StoreError::Disk("a read did not end".into()))
+/// Lets those go first who wait for the disk.
+pub(crate) async fn give_way<D: Disk>(store: &Store<D>) {
+    for _ in 0..GIVE_WAY_TURNS {
+        if !store.is_busy() {
+            return;
+        }
+        sleep(GIVE_WAY).await;
+    }
 }
 
 #[cfg(test)]

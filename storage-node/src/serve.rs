@@ -1,12 +1,10 @@
 //! The node's two services: chunks for whoever has a ticket, and copies for siblings.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use coffer_model::chunk::{ChunkError, SEALED_BYTES_MAX, SealedChunk};
-use coffer_model::descriptor::Descriptor;
 use coffer_model::id::{ChunkId, NodeId};
-use coffer_model::layout::Layout;
 use coffer_model::time::LogTime;
 use coffer_proto::internal::sibling_service_server::SiblingService;
 use coffer_proto::internal::{PullChunksRequest, PullChunksResponse};
@@ -20,6 +18,7 @@ use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
 use crate::clock::{HOLD_MS, LogClock};
+use crate::cluster::Cluster;
 use crate::disk::Disk;
 use crate::door::Door;
 use crate::run::ROLE;
@@ -33,21 +32,42 @@ pub(crate) struct Served<D: Disk> {
     pub(crate) store: Store<D>,
     pub(crate) door: Door,
     pub(crate) clock: Arc<LogClock>,
-    pub(crate) descriptor: Arc<Descriptor>,
-    pub(crate) layout: Arc<RwLock<Option<Arc<Layout>>>>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) node: NodeId,
     reading: Arc<Semaphore>,
 }
 
 impl<D: Disk> Served<D> {
     pub(crate) fn new(
         store: Store<D>,
-        door: Door,
         clock: Arc<LogClock>,
-        descriptor: Arc<Descriptor>,
-        layout: Arc<RwLock<Option<Arc<Layout>>>>,
+        cluster: Arc<Cluster>,
+        node: NodeId,
     ) -> Self {
         let reading = Arc::new(Semaphore::new(READ_BYTES));
-        Self { store, door, clock, descriptor, layout, reading }
+        let door = Door::new(Arc::clone(&cluster));
+        Self { store, door, clock, cluster, node, reading }
+    }
+
+    /// A node that the cluster has taken out serves nobody.
+    fn belongs(&self) -> Result<(), Status> {
+        if !self.cluster.is_disowned() {
+            return Ok(());
+        }
+        let message = "this storage node is not in the cluster's descriptor any more";
+        Err(status(Code::PermissionDenied, "NOT_IN_DESCRIPTOR", message, &[]))
+    }
+
+    /// Whether chunks that a caller placed by the layout of a version are this node's. A caller that
+    /// knows a later one than this node knows better.
+    fn holds(&self, chunks: &[SealedChunk<Bytes>], layout_version: u64) -> Result<(), Status> {
+        let view = self.cluster.view();
+        let is_checked = layout_version > 0 && layout_version <= view.layout_version();
+        if !is_checked || chunks.iter().all(|chunk| view.gives(self.node, &chunk.id())) {
+            return Ok(());
+        }
+        let message = "the layout does not give these chunks to this storage node";
+        Err(status(Code::FailedPrecondition, "NOT_A_HOLDER", message, &[]))
     }
 
     /// Until when a chunk that is stored now is kept.
@@ -140,8 +160,9 @@ impl<D: Disk> ChunkService for Service<D> {
         request: Request<pb::PutChunksRequest>,
     ) -> Result<Response<pb::PutChunksResponse>, Status> {
         about(&request, request.get_ref().chunks.len());
+        self.0.belongs()?;
         let admitted = self.0.door.admit(&request, &request.get_ref().ticket)?;
-        let chunks = request.into_inner().chunks;
+        let pb::PutChunksRequest { chunks, layout_version, .. } = request.into_inner();
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         if chunks.len() > CHUNKS_PER_CALL || bytes > CHUNK_BYTES_PER_CALL + SEALED_BYTES_MAX {
             return Err(invalid("TOO_MANY_CHUNKS", "one call takes at most 256 chunks and 4 MiB"));
@@ -151,8 +172,9 @@ impl<D: Disk> ChunkService for Service<D> {
             return Err(invalid("CHUNK_EMPTY", "a sealed chunk is never empty"));
         }
         let keep_until = self.0.keep_until()?;
-        admitted.write(bytes as u64)?;
         let chunks = hash_all(chunks).await?;
+        self.0.holds(&chunks, layout_version)?;
+        admitted.write(bytes as u64)?;
         let ids: Vec<ChunkId> = chunks.iter().map(SealedChunk::id).collect();
         let receipts = self.0.store.put(chunks, keep_until).await.map_err(store_status)?;
         let stored =
@@ -165,6 +187,7 @@ impl<D: Disk> ChunkService for Service<D> {
         request: Request<pb::GetChunksRequest>,
     ) -> Result<Response<pb::GetChunksResponse>, Status> {
         about(&request, request.get_ref().chunk_ids.len());
+        self.0.belongs()?;
         let admitted = self.0.door.admit(&request, &request.get_ref().ticket)?;
         let chunk_ids = request.into_inner().chunk_ids;
         let ids = parse_ids(&chunk_ids, CHUNKS_PER_CALL)?;
@@ -183,6 +206,7 @@ impl<D: Disk> ChunkService for Service<D> {
         request: Request<pb::RenewReceiptsRequest>,
     ) -> Result<Response<pb::RenewReceiptsResponse>, Status> {
         about(&request, request.get_ref().chunk_ids.len());
+        self.0.belongs()?;
         let admitted = self.0.door.admit(&request, &request.get_ref().ticket)?;
         // It writes no chunk, but it takes leave to write.
         admitted.write(0)?;
@@ -208,20 +232,23 @@ impl<D: Disk> SiblingService for Service<D> {
         request: Request<PullChunksRequest>,
     ) -> Result<Response<PullChunksResponse>, Status> {
         about(&request, request.get_ref().chunk_ids.len());
+        self.0.belongs()?;
+        let view = self.0.cluster.view();
         let sibling = peer_of(&request)
             .filter(|peer| peer.role() == ROLE)
             .map(|peer| NodeId::from_bytes(*peer.id()))
-            .filter(|id| self.0.descriptor.node_key(*id).is_some());
+            .filter(|id| view.names(*id));
         let refused = |message: &str| status(Code::PermissionDenied, "NOT_A_SIBLING", message, &[]);
         let Some(sibling) = sibling else {
             tracing::warn!("somebody who is no storage node of this cluster asked for copies");
             return Err(refused("only storage nodes of this cluster may ask for copies"));
         };
         let ids = parse_ids(&request.get_ref().chunk_ids, CHUNKS_PER_CALL)?;
-        let layout = self.0.layout.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let layout = layout.ok_or_else(not_ready)?;
-        if !ids.iter().all(|id| layout.nodes_of(id).any(|holder| holder == sibling)) {
-            return Err(refused("the layout does not give these chunks to you"));
+        if view.layout().is_none() {
+            return Err(not_ready());
+        }
+        if !ids.iter().all(|id| view.gives(sibling, id)) {
+            return Err(refused("no layout gives these chunks to you"));
         }
         let chunks = self.0.read_all(ids).await?;
         Ok(Response::new(PullChunksResponse { chunks }))

@@ -12,6 +12,9 @@
 //! What is beyond the capacity that the node offers is refused in the same way; room for what is known
 //! here already, good or damaged, has been counted before.
 //!
+//! A chunk that nothing needs here is forgotten by the writer, between flushes: what it has promised by
+//! then counts, and what comes later is taken as something new.
+//!
 //! A shard that cannot be read back as it was written is quarantined: its row stays, with the promise
 //! that was given for it, but it counts as absent and as missing until it is written anew and the new
 //! record has been read back. **Rows are changed by the writer, and quarantined by whoever reads; both
@@ -19,7 +22,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
@@ -35,7 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::HOLD_MS;
 use crate::disk::{Disk, Segment, is_damage};
-use crate::index::{Index, IndexBatch, IndexError, Location, Totals};
+use crate::index::{Index, IndexBatch, IndexError, Location, Notes, Totals};
 use crate::record::{
     Header, Kind, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES,
     segment_header,
@@ -54,6 +57,8 @@ const RECOVERED_PER_BATCH: usize = 16_384;
 const ASIDE_PER_START_MAX: usize = 16;
 /// What is looked through at a time for the next record that can be read.
 const LOOK_BYTES: usize = 64 << 10;
+/// Missing chunks that are looked at in one piece.
+const MISSING_PER_LOOK: usize = if cfg!(test) { 4 } else { 4096 };
 /// Room that a job takes up beyond its bytes.
 const JOB_BYTES: usize = 256;
 
@@ -97,13 +102,17 @@ impl From<IndexError> for StoreError {
 enum Item {
     Put(SealedChunk<Bytes>),
     Extend(ShardKey),
+    /// A shard is written anew, if it still stands where it was found. Nothing is promised.
+    Move(SealedChunk<Bytes>, Location),
+    /// What a shard is promised for is written anew. Nothing more is promised.
+    Promise(ShardKey),
 }
 
 impl Item {
     fn key(&self) -> ShardKey {
         match self {
-            Self::Put(chunk) => ShardKey::replica(chunk.id()),
-            Self::Extend(key) => *key,
+            Self::Put(chunk) | Self::Move(chunk, _) => ShardKey::replica(chunk.id()),
+            Self::Extend(key) | Self::Promise(key) => *key,
         }
     }
 }
@@ -115,6 +124,15 @@ struct Job {
     keep_until: LogTime,
     reply: oneshot::Sender<Result<Receipts, StoreError>>,
     room: OwnedSemaphorePermit,
+}
+
+/// What the writer is asked to do.
+enum Order {
+    Hold(Job),
+    /// Forgets chunks that are surplus and promised no longer than until the time beside each.
+    Forget(Vec<(ChunkId, LogTime)>, oneshot::Sender<Result<u64, StoreError>>),
+    /// Removes a segment that holds nothing any more.
+    GiveBack(u64, oneshot::Sender<Result<(), StoreError>>),
 }
 
 impl Job {
@@ -130,7 +148,7 @@ impl Job {
 /// The store. Clones share it.
 pub(crate) struct Store<D: Disk> {
     shared: Arc<Shared<D>>,
-    jobs: mpsc::Sender<Job>,
+    orders: mpsc::Sender<Order>,
     room: Arc<Semaphore>,
 }
 
@@ -138,7 +156,7 @@ impl<D: Disk> Clone for Store<D> {
     fn clone(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
-            jobs: self.jobs.clone(),
+            orders: self.orders.clone(),
             room: Arc::clone(&self.room),
         }
     }
@@ -157,6 +175,8 @@ struct Shared<D: Disk> {
     quarantines: Mutex<u64>,
     /// Reads for others that are under way.
     reading: AtomicUsize,
+    /// Segments before this one are not written to any more, and all that stands in them is indexed.
+    sealed_before: AtomicU64,
 }
 
 impl<D: Disk> Shared<D> {
@@ -193,6 +213,28 @@ pub(crate) struct Owner {
     pub(crate) signer: Arc<dyn Signer + Send + Sync>,
 }
 
+/// A shard and the open segment it stands in.
+struct Standing<S> {
+    location: Location,
+    segment: Arc<S>,
+}
+
+/// What is known of a segment that is not written to any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) segment: u64,
+    /// Of its records.
+    pub(crate) used_bytes: u64,
+    /// Of those that hold good shards.
+    pub(crate) live_bytes: u64,
+}
+
+impl Usage {
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        self.used_bytes.saturating_sub(self.live_bytes)
+    }
+}
+
 /// How large things may become.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
@@ -225,8 +267,11 @@ impl<D: Disk> Store<D> {
         let numbers = whole_segments(&disk, &index, &owner.node)?;
         for number in index.segments()? {
             if numbers.binary_search(&number).is_err() {
+                // None if it was given back and the index has not heard of it.
                 let lost = index.lose(number, 0)?;
-                tracing::error!(segment = number, shards = lost, "a segment is gone");
+                if lost > 0 {
+                    tracing::error!(segment = number, shards = lost, "a segment is gone");
+                }
             }
         }
         for number in &numbers {
@@ -247,8 +292,9 @@ impl<D: Disk> Store<D> {
             totals: Mutex::new(totals),
             quarantines: Mutex::new(0),
             reading: AtomicUsize::new(0),
+            sealed_before: AtomicU64::new(end.map_or(0, |(number, _)| number)),
         });
-        let (jobs, waiting) = mpsc::channel(QUEUE_JOBS);
+        let (orders, waiting) = mpsc::channel(QUEUE_JOBS);
         let writer =
             Writer { disk, shared: Arc::clone(&shared), owner, segment_bytes, end, totals };
         let thread = thread::Builder::new()
@@ -256,7 +302,7 @@ impl<D: Disk> Store<D> {
             .spawn(move || writer.run(waiting))
             .map_err(disk_error)?;
         let room = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok((Self { shared, jobs, room }, thread))
+        Ok((Self { shared, orders, room }, thread))
     }
 
     /// Stores chunks and gives their receipts, in order.
@@ -286,8 +332,8 @@ impl<D: Disk> Store<D> {
         let bytes: usize = items
             .iter()
             .map(|item| match item {
-                Item::Put(chunk) => chunk.bytes().len() + JOB_BYTES,
-                Item::Extend(_) => JOB_BYTES,
+                Item::Put(chunk) | Item::Move(chunk, _) => chunk.bytes().len() + JOB_BYTES,
+                Item::Extend(_) | Item::Promise(_) => JOB_BYTES,
             })
             .sum();
         let permits = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
@@ -295,16 +341,130 @@ impl<D: Disk> Store<D> {
         let room = room.map_err(|_| StoreError::Stopping)?;
         let (reply, answer) = oneshot::channel();
         let job = Job { items, keep_until, reply, room };
-        self.jobs.send(job).await.map_err(|_| StoreError::Stopping)?;
+        self.orders.send(Order::Hold(job)).await.map_err(|_| StoreError::Stopping)?;
         answer.await.map_err(|_| StoreError::Stopping)?
+    }
+
+    /// Forgets those of the chunks that are surplus and promised until before the time beside each; it
+    /// is durable when this returns. Says how many they were.
+    pub(crate) async fn forget(&self, chunks: Vec<(ChunkId, LogTime)>) -> Result<u64, StoreError> {
+        if let Some(why) = self.poison() {
+            return Err(StoreError::Poisoned(why));
+        }
+        let (reply, answer) = oneshot::channel();
+        let order = Order::Forget(chunks, reply);
+        self.orders.send(order).await.map_err(|_| StoreError::Stopping)?;
+        answer.await.map_err(|_| StoreError::Stopping)?
+    }
+
+    /// Writes shards anew that still stand where they were found, and have to be read back before the
+    /// index points to them.
+    pub(crate) async fn relocate(
+        &self,
+        shards: Vec<(SealedChunk<Bytes>, Location)>,
+    ) -> Result<(), StoreError> {
+        let items = shards.into_iter().map(|(chunk, found)| Item::Move(chunk, found)).collect();
+        self.submit(items, LogTime::ZERO).await.map(drop)
+    }
+
+    /// Writes anew until when shards are promised.
+    pub(crate) async fn repeat_promises(&self, shards: Vec<ShardKey>) -> Result<(), StoreError> {
+        let items = shards.into_iter().map(Item::Promise).collect();
+        self.submit(items, LogTime::ZERO).await.map(drop)
+    }
+
+    /// Removes a segment in which nothing lies any more that is good.
+    pub(crate) async fn give_back(&self, segment: u64) -> Result<(), StoreError> {
+        if let Some(why) = self.poison() {
+            return Err(StoreError::Poisoned(why));
+        }
+        let (reply, answer) = oneshot::channel();
+        let order = Order::GiveBack(segment, reply);
+        self.orders.send(order).await.map_err(|_| StoreError::Stopping)?;
+        answer.await.map_err(|_| StoreError::Stopping)?
+    }
+
+    /// How much of each segment that is not written to any more is used, and how much of that holds
+    /// good shards.
+    pub(crate) fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        // In this order: what is indexed later lies in later segments.
+        let sealed_before = self.shared.sealed_before.load(Ordering::SeqCst);
+        let live = self.index().live_bytes()?;
+        let segments = self.shared.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers: Vec<u64> = segments.range(..sealed_before).map(|(it, _)| *it).collect();
+        drop(segments);
+        let usage = |segment| {
+            let end = self.index().indexed(segment)?.unwrap_or(SEGMENT_HEADER_BYTES);
+            let live_bytes = live.get(&segment).copied().unwrap_or(0);
+            Ok(Usage { segment, used_bytes: end.saturating_sub(SEGMENT_HEADER_BYTES), live_bytes })
+        };
+        numbers.into_iter().map(usage).collect()
+    }
+
+    /// The promises that stand in a segment and nowhere else, of shards that stand elsewhere, and that
+    /// have not run out before `now`.
+    pub(crate) fn promises_in(
+        &self,
+        segment: u64,
+        now: LogTime,
+    ) -> Result<Vec<ShardKey>, StoreError> {
+        let Some(file) = self.shared.segment(segment) else { return Ok(Vec::new()) };
+        let length = file.length().map_err(disk_error)?;
+        let end = self.index().indexed(segment)?.unwrap_or(SEGMENT_HEADER_BYTES).min(length);
+        let mut at = SEGMENT_HEADER_BYTES;
+        let mut found = BTreeSet::new();
+        while at + RECORD_HEADER_BYTES as u64 <= end {
+            let header = unless_damaged(file.read(at, RECORD_HEADER_BYTES))?.unwrap_or_default();
+            let record = Record::parse(&header, segment, at).map_err(|error| {
+                StoreError::Damaged(format!("segment {segment}: {error}").into())
+            })?;
+            let Some(record) = record else {
+                let next = next_record(&*file, segment, at, end)?;
+                let Some(next) = next else { break };
+                at = next;
+                continue;
+            };
+            at += record.size();
+            let row = self.index().location(&record.key)?;
+            let is_carried = |row: &Location| {
+                record.keep_until >= row.keep_until && row.keep_until >= now && !row.quarantined
+            };
+            if let Some(row) = row.filter(is_carried)
+                && self.promise_of(&record.key, &row)? < row.keep_until
+            {
+                found.insert(record.key);
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// What the record says until when its shard is kept; nothing if it cannot be read.
+    fn promise_of(&self, key: &ShardKey, location: &Location) -> Result<LogTime, StoreError> {
+        let segment = self.segment_of(location)?;
+        let header = unless_damaged(segment.read(location.offset, RECORD_HEADER_BYTES))?;
+        let record = Record::parse(&header.unwrap_or_default(), location.segment, location.offset);
+        let record = record.ok().flatten().filter(|record| record.key == *key);
+        Ok(record.map_or(LogTime::ZERO, |record| record.keep_until))
+    }
+
+    /// The shard, if it still stands there and is good.
+    pub(crate) fn shard_at(
+        &self,
+        key: &ShardKey,
+        found: &Location,
+    ) -> Result<Option<SealedChunk<Bytes>>, StoreError> {
+        if !self.find(key)?.is_some_and(|location| location.is_record_of(found)) {
+            return Ok(None);
+        }
+        let bytes = self.read(&key.chunk)?;
+        Ok(bytes.and_then(|bytes| SealedChunk::check(key.chunk, bytes).ok()))
     }
 
     /// Reads a chunk and checks it. A damaged one is quarantined and counts as absent.
     pub(crate) fn read(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
         let _reading = Reading::begin(&self.shared.reading);
         let key = ShardKey::replica(*id);
-        let Some(location) = self.find(&key)? else { return Ok(None) };
-        let segment = self.segment_of(&location)?;
+        let Some(Standing { location, segment }) = self.find_open(&key)? else { return Ok(None) };
         let at = location.offset + RECORD_HEADER_BYTES as u64;
         let length = usize::try_from(location.length).map_err(disk_error)?;
         let read = unless_damaged(segment.read(at, length))?;
@@ -318,8 +478,7 @@ impl<D: Disk> Store<D> {
     /// Reads a shard back from the disk with its record, and checks both. A damaged one is
     /// quarantined. Gives how many bytes it was; none if no good copy was here before either.
     pub(crate) fn scrub(&self, key: &ShardKey) -> Result<u64, StoreError> {
-        let Some(location) = self.find(key)? else { return Ok(0) };
-        let segment = self.segment_of(&location)?;
+        let Some(Standing { location, segment }) = self.find_open(key)? else { return Ok(0) };
         if !is_whole(&*segment, key, &location)? {
             self.quarantine(key, &location)?;
         }
@@ -329,6 +488,21 @@ impl<D: Disk> Store<D> {
     /// Where a good copy of the shard lies, as far as is known.
     fn find(&self, key: &ShardKey) -> Result<Option<Location>, StoreError> {
         Ok(self.shared.index.location(key)?.filter(|location| !location.quarantined))
+    }
+
+    /// The same, with its segment. It may be moved, and its segment given back, in between.
+    fn find_open(&self, key: &ShardKey) -> Result<Option<Standing<D::Segment>>, StoreError> {
+        let mut before = None;
+        loop {
+            let Some(location) = self.find(key)? else { return Ok(None) };
+            match self.segment_of(&location) {
+                Ok(segment) => return Ok(Some(Standing { location, segment })),
+                Err(error) if before.is_some_and(|it| location.is_record_of(&it)) => {
+                    return Err(error);
+                }
+                Err(_) => before = Some(location),
+            }
+        }
     }
 
     fn segment_of(&self, location: &Location) -> Result<Arc<D::Segment>, StoreError> {
@@ -365,20 +539,87 @@ impl<D: Disk> Store<D> {
             || self.room.available_permits() < QUEUE_BYTES
     }
 
-    /// Notes chunks that are not here, and that the feed was followed up to `cursor`.
-    pub(crate) fn note_missing(
+    /// Takes up what members say that belongs here, and what is here beside it: what is not here is
+    /// noted as missing, what belongs is not surplus, and the feed was followed up to `cursor`. Gives
+    /// those that are missing, or count as such.
+    pub(crate) fn take_up(
         &self,
-        chunks: &[ChunkId],
+        expected: &[ChunkId],
+        surplus: &[ChunkId],
         noticed_unix_ms: u64,
-        cursor: u64,
-    ) -> Result<(), StoreError> {
-        // Otherwise a chunk that is quarantined meanwhile would be noted as one that never came.
+        cursor: Option<u64>,
+    ) -> Result<Vec<ChunkId>, StoreError> {
+        // Otherwise a chunk that is quarantined meanwhile would be noted as one that never came, and
+        // one that is forgotten meanwhile would not be noted at all.
         let _unchanged = self.shared.quarantines();
-        Ok(self.shared.index.note_missing(chunks, noticed_unix_ms, cursor)?)
+        let (mut absent, mut lacking) = (Vec::new(), Vec::new());
+        for chunk in expected {
+            if !self.has(chunk)? {
+                absent.push(*chunk);
+                lacking.push(*chunk);
+            } else if self.index().is_missing(chunk)? {
+                lacking.push(*chunk);
+            }
+        }
+        let mut beside = Vec::with_capacity(surplus.len());
+        for chunk in surplus {
+            if self.index().location(&ShardKey::replica(*chunk))?.is_some() {
+                beside.push(*chunk);
+            }
+        }
+        let notes = Notes { missing: &absent, noticed_unix_ms, expected, surplus: &beside, cursor };
+        self.index().note(&notes)?;
+        Ok(lacking)
+    }
+
+    /// Of what is noted as missing behind `after` up to `end`, forgets what no row names. Rows made after
+    /// `position` are not known to the caller: if the feed was followed beyond it, nothing is forgotten.
+    pub(crate) fn need_no_more(
+        &self,
+        after: Option<&ChunkId>,
+        end: Option<&ChunkId>,
+        rows: &[ChunkId],
+        position: u64,
+    ) -> Result<(), StoreError> {
+        let index = self.index();
+        // Otherwise the feed could be followed, and chunks be quarantined, in between.
+        let _unchanged = self.shared.quarantines();
+        if index.cursor()? > position {
+            return Ok(());
+        }
+        let mut from = after.copied();
+        loop {
+            let listed = index.missing(from.as_ref(), MISSING_PER_LOOK)?;
+            let next = listed.get(MISSING_PER_LOOK - 1).map(|(chunk, _)| *chunk);
+            let mut unneeded = Vec::new();
+            for (chunk, _) in listed {
+                let is_within =
+                    after.is_none_or(|after| *after < chunk) && end.is_none_or(|end| chunk <= *end);
+                let is_unneeded = is_within
+                    && rows.binary_search(&chunk).is_err()
+                    && index.location(&ShardKey::replica(chunk))?.is_none();
+                unneeded.extend(is_unneeded.then_some(chunk));
+            }
+            index.forget_missing(&unneeded)?;
+            let is_behind = |next: &ChunkId| end.is_some_and(|end| next >= end);
+            if next.is_none_or(|next| is_behind(&next)) {
+                return Ok(());
+            }
+            from = next;
+        }
+    }
+
+    /// Reads back those of the chunks that came since they were noted as missing. What the disk gives
+    /// as it should be is missing no more; says how many.
+    pub(crate) fn verify_missing(&self, chunks: &[ChunkId]) -> Result<u64, StoreError> {
+        for chunk in chunks {
+            self.scrub(&ShardKey::replica(*chunk))?;
+        }
+        self.forget_missing(chunks)
     }
 
     /// Those of the chunks that are here are not missing any more.
-    pub(crate) fn forget_missing(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
+    fn forget_missing(&self, chunks: &[ChunkId]) -> Result<u64, StoreError> {
         // Otherwise one that is quarantined meanwhile would never be fetched again.
         let _unchanged = self.shared.quarantines();
         let mut here = Vec::with_capacity(chunks.len());
@@ -387,7 +628,8 @@ impl<D: Disk> Store<D> {
                 here.push(*chunk);
             }
         }
-        Ok(self.shared.index.forget_missing(&here)?)
+        self.shared.index.forget_missing(&here)?;
+        Ok(here.len() as u64)
     }
 
     /// Whether a good copy of the chunk is here, as far as is known.
@@ -401,6 +643,11 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn totals(&self) -> Totals {
         *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was no room when a segment was last wanted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.is_full.load(Ordering::Relaxed)
     }
 
     /// Why the store takes no writes, or not all, for people to read; none if it does.
@@ -422,6 +669,14 @@ impl<D: Disk> Store<D> {
     pub(crate) fn poison(&self) -> Option<Arc<str>> {
         self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Runs what waits for the disk where nothing else waits for it.
+pub(crate) async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| StoreError::Disk("a read did not end".into()))
 }
 
 /// What was read; none if it is damaged.
@@ -592,7 +847,9 @@ fn recover<S: Segment>(
         }
         at += record.size();
         if fresh.len() >= RECOVERED_PER_BATCH {
-            settle(index, segment, number, at, std::mem::take(&mut fresh), *totals)?;
+            // A start that goes on in the middle would take damage behind it for the end.
+            let up_to = if is_read_whole { SEGMENT_HEADER_BYTES } else { at };
+            settle(index, segment, number, up_to, std::mem::take(&mut fresh), *totals)?;
         }
     }
     settle(index, segment, number, at, fresh, *totals)?;
@@ -682,6 +939,33 @@ fn location_of(record: &Record, segment: u64, offset: u64) -> Location {
     }
 }
 
+/// What one flush takes of what waits: jobs up to a size. Something else that comes between them is
+/// given back.
+fn gather(first: Job, waiting: &mut mpsc::Receiver<Order>) -> (Vec<Job>, Option<Order>) {
+    let mut jobs = vec![first];
+    let mut bytes = 0;
+    while bytes < FLUSH_BYTES {
+        match waiting.try_recv() {
+            Ok(Order::Hold(job)) => {
+                bytes += job.room.num_permits();
+                jobs.push(job);
+            }
+            Ok(other) => return (jobs, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (jobs, None)
+}
+
+fn refuse(order: Order, why: &Arc<str>) {
+    let refusal = StoreError::Poisoned(Arc::clone(why));
+    match order {
+        Order::Hold(job) => job.answer(Err(refusal)),
+        Order::Forget(_, reply) => drop(reply.send(Err(refusal))),
+        Order::GiveBack(_, reply) => drop(reply.send(Err(refusal))),
+    }
+}
+
 struct Writer<D: Disk> {
     disk: D,
     shared: Arc<Shared<D>>,
@@ -714,7 +998,8 @@ struct Pending {
     buffer: Vec<u8>,
     start: u64,
     batch: BTreeMap<ShardKey, Location>,
-    /// Those of the batch that are quarantined until now.
+    /// Those of the batch that are quarantined until now, or stood elsewhere: they count when they were
+    /// read back.
     mending: BTreeSet<ShardKey>,
     indexed: Vec<(u64, u64)>,
 }
@@ -723,41 +1008,95 @@ struct Pending {
 type Taken = Result<Vec<Option<Held>>, StoreError>;
 
 impl<D: Disk> Writer<D> {
-    fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
-        while let Some(first) = waiting.blocking_recv() {
-            let mut jobs = vec![first];
-            let mut bytes = 0;
-            while bytes < FLUSH_BYTES {
-                let Ok(job) = waiting.try_recv() else { break };
-                bytes += job.room.num_permits();
-                jobs.push(job);
-            }
-            match self.flush(&jobs) {
-                Ok(receipts) => {
-                    for (job, receipts) in jobs.into_iter().zip(receipts) {
-                        job.answer(receipts);
+    fn run(mut self, mut waiting: mpsc::Receiver<Order>) {
+        let mut next = None;
+        while let Some(order) = next.take().or_else(|| waiting.blocking_recv()) {
+            match order {
+                Order::Hold(first) => {
+                    let jobs;
+                    (jobs, next) = gather(first, &mut waiting);
+                    if let Err(why) = self.hold(jobs) {
+                        next.into_iter().for_each(|order| refuse(order, &why));
+                        waiting.close();
+                        while let Some(order) = waiting.blocking_recv() {
+                            refuse(order, &why);
+                        }
+                        break;
                     }
                 }
-                Err(why) => {
-                    let why: Arc<str> = why.into();
-                    tracing::error!(%why, "the disk failed; no writes are taken any more");
-                    let mut poison =
-                        self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner);
-                    *poison = Some(Arc::clone(&why));
-                    drop(poison);
-                    for job in jobs {
-                        job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
-                    }
-                    waiting.close();
-                    while let Some(job) = waiting.blocking_recv() {
-                        job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
-                    }
+                Order::Forget(chunks, reply) => {
+                    // Who went away does not want to know.
+                    let _ = reply.send(self.forget(&chunks));
+                }
+                Order::GiveBack(segment, reply) => {
+                    let _ = reply.send(self.give_back(segment));
                 }
             }
         }
         if let Err(error) = self.shared.index.sync() {
             tracing::warn!(%error, "the index could not be synced; the next start reads more");
         }
+    }
+
+    /// Flushes jobs and answers them; if that fails, the store is poisoned.
+    fn hold(&mut self, jobs: Vec<Job>) -> Result<(), Arc<str>> {
+        match self.flush(&jobs) {
+            Ok(receipts) => {
+                for (job, receipts) in jobs.into_iter().zip(receipts) {
+                    job.answer(receipts);
+                }
+                Ok(())
+            }
+            Err(why) => {
+                let why: Arc<str> = why.into();
+                tracing::error!(%why, "the disk failed; no writes are taken any more");
+                let mut poison = self.shared.poison.lock().unwrap_or_else(PoisonError::into_inner);
+                *poison = Some(Arc::clone(&why));
+                drop(poison);
+                for job in jobs {
+                    job.answer(Err(StoreError::Poisoned(Arc::clone(&why))));
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Removes a segment from which everything was moved.
+    fn give_back(&self, number: u64) -> Result<(), StoreError> {
+        // Only then does the index not point to it after a power failure.
+        self.shared.index.sync()?;
+        self.disk.remove(number).map_err(disk_error)?;
+        let mut segments = self.shared.segments.write().unwrap_or_else(PoisonError::into_inner);
+        segments.remove(&number);
+        drop(segments);
+        // A start that finds it still known finds no shard that should lie there.
+        Ok(self.shared.index.remove_segment(number)?)
+    }
+
+    /// Forgets chunks. Every receipt was given by this thread, so that none is given meanwhile.
+    fn forget(&mut self, chunks: &[(ChunkId, LogTime)]) -> Result<u64, StoreError> {
+        let index = &self.shared.index;
+        // Otherwise the feed could name one that is counted as here, and is not in a moment.
+        let unchanged = self.shared.quarantines();
+        let mut totals = self.totals;
+        let mut forgotten = Vec::new();
+        for (chunk, released) in chunks {
+            let key = ShardKey::replica(*chunk);
+            let Some(location) = index.location(&key)? else { continue };
+            if location.keep_until >= *released || !index.is_surplus(chunk)? {
+                continue;
+            }
+            totals.shards = totals.shards.saturating_sub(1);
+            totals.bytes = totals.bytes.saturating_sub(u64::from(location.length));
+            forgotten.push(key);
+        }
+        let count = forgotten.len() as u64;
+        index.write(&IndexBatch { forgotten, totals: Some(totals), ..IndexBatch::default() })?;
+        drop(unchanged);
+        self.totals = totals;
+        *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        index.sync()?;
+        Ok(count)
     }
 
     /// Appends what is new, makes it durable, indexes it, and only then makes receipts: none for a
@@ -793,6 +1132,9 @@ impl<D: Disk> Writer<D> {
         }
         self.totals = totals;
         *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        let (end, _) = self.end.unwrap_or_default();
+        // Not earlier: what a segment got last is indexed only now.
+        self.shared.sealed_before.store(end, Ordering::SeqCst);
         Ok(self.sign(taken))
     }
 
@@ -834,6 +1176,7 @@ impl<D: Disk> Writer<D> {
             mended: pending.mending.iter().map(|key| key.chunk).collect(),
             totals: Some(totals),
             indexed: pending.indexed,
+            ..IndexBatch::default()
         };
         self.shared.index.write(&batch).map_err(|error| error.to_string())
     }
@@ -863,7 +1206,18 @@ impl<D: Disk> Writer<D> {
         };
         let good = standing.filter(|location| !location.quarantined);
         let (record, bytes): (Record, &[u8]) = match (good, item) {
-            (Some(location), _) => {
+            (Some(location), Item::Move(chunk, found)) => {
+                if !location.is_record_of(found) {
+                    return Ok(None);
+                }
+                let Location { length, keep_until, .. } = location;
+                (Record { kind: Kind::Shard, key, length, keep_until }, chunk.bytes())
+            }
+            (Some(location), Item::Promise(_)) => {
+                let Location { length, keep_until, .. } = location;
+                (Record { kind: Kind::Extension, key, length, keep_until }, &[])
+            }
+            (Some(location), Item::Put(_) | Item::Extend(_)) => {
                 // What is promised for a good while longer need not be promised anew.
                 if location.keep_until.plus_ms(HOLD_MS / 2) >= keep_until {
                     let (length, keep_until) = (location.length, location.keep_until);
@@ -882,12 +1236,14 @@ impl<D: Disk> Writer<D> {
                 let keep_until = standing.map_or(keep_until, |it| it.keep_until.max(keep_until));
                 (Record { kind: Kind::Shard, key, length, keep_until }, chunk.bytes())
             }
-            (None, Item::Extend(_)) => return Ok(None),
+            (None, Item::Extend(_) | Item::Move(..) | Item::Promise(_)) => return Ok(None),
         };
         let (segment, offset) = self.append(&record, bytes, pending)?;
-        let location = match good {
-            Some(location) => Location { keep_until: record.keep_until, ..location },
-            None => {
+        let location = match (good, record.kind) {
+            (Some(location), Kind::Extension) => {
+                Location { keep_until: record.keep_until, ..location }
+            }
+            _ => {
                 if standing.is_some() {
                     pending.mending.insert(key);
                 } else {
@@ -898,6 +1254,9 @@ impl<D: Disk> Writer<D> {
             }
         };
         pending.batch.insert(key, location);
+        if matches!(item, Item::Move(..) | Item::Promise(_)) {
+            return Ok(None);
+        }
         Ok(Some(Held { shard: key, length: record.length, keep_until: record.keep_until }))
     }
 

@@ -70,6 +70,7 @@ kinds = {
     "user": "user",
     "session": "session",
     "staged": "staged",
+    "sealed session": "sealed session",
 }
 for name, kind in kinds.items():
     key, leaf = (raw(VECTORS["objects.md", f"{of}: {name}"]) for of in ("object", "leaf"))
@@ -157,6 +158,26 @@ for number in range(4):
 # The cluster id, a certificate's name, a receipt's place, a chunk's place.
 descriptor = VECTORS["descriptor.md", "descriptor"]
 check("cluster id", d.H("coffer/v1/descriptor", raw(descriptor)), CLUSTER)
+# What changes a cluster: the next descriptor names the hash of the one before, an invite its secret's.
+following = VECTORS["descriptor.md", "next descriptor"]
+start = d.Reader(raw(following))
+check("next descriptor", (start.u16(), start.u64(), start.option(start.hash)), (1, 1, CLUSTER))
+check("its hash", d.H("coffer/v1/descriptor", raw(following)).hex(), following["hash"])
+proof = d.Reader(raw(VECTORS["layout.md", "proof of a share"]))
+check("proof of a share", (proof.id(), proof.u64(), proof.u64()), (b"\x53" * 16, 2, 7))
+release = d.Reader(raw(VECTORS["layout.md", "release"]))
+release.u64(), release.id(), release.u64()
+chunks = release.list(release.hash)
+check("release", chunks, sorted(set(chunks)))
+secret = VECTORS["orders.md", "secret of the invite"]
+hashed = d.H("coffer/v1/payload", raw(secret, "secret"))
+check("secret of the invite", hashed.hex(), secret["payload_hash"])
+invite = d.Reader(raw(VECTORS["orders.md", "order: invite"]))
+check("order: invite", (invite.u64(), invite.u8(), invite.hash()), (5, 2, hashed))
+for number, name in enumerate(
+    ["core version", "next descriptor", "next layout", "share proof", "order", "purge"], 3
+):
+    check(name, raw(VECTORS["log.md", f"system op: {name}"])[0], number)
 certificate = VECTORS["sessions.md", "certificate"]
 hashed = d.H("coffer/v1/session-certificate", raw(certificate)).hex()
 check("certificate", hashed, certificate["certificate_hash"])

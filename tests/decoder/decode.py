@@ -226,6 +226,7 @@ CERTIFICATE = record(
 )
 SESSION = record("Session", certificate=CERTIFICATE, signature=lambda r: r.take(64), closed=R.bool)
 STAGED = record("Staged", directory=R.id, chunk_class=upto(2), slots=R.u64, root=opt(R.hash))
+SEALED_SESSION = record("SealedSession", payload=R.hash)
 
 # name: number as object, reader of the key, number as leaf, reader of the leaf
 KINDS = {
@@ -236,6 +237,7 @@ KINDS = {
     "user": (4, user_name, 4, USER),
     "session": (6, R.hash, 5, SESSION),
     "staged": (7, STAGED_KEY, 6, STAGED),
+    "sealed session": (8, R.hash, 7, SEALED_SESSION),
 }
 
 # -- README.md: hashes, signatures, trees ----------------------------------------------------------
@@ -330,7 +332,7 @@ def head_change(reader):
 
 def op(reader):
     """The name of the op and its changes."""
-    number = reader.choice(11)
+    number = reader.choice(12)
     if number == 0:
         return "register", [change("user")(reader), change("vault")(reader), change("attrs")(reader)]
     if number == 1:
@@ -357,7 +359,9 @@ def op(reader):
         removed = change("entry")(reader)
         reader.bool()
         return "remove", [removed]
-    return "undelete", [change("entry")(reader)]
+    if number == 10:
+        return "undelete", [change("entry")(reader)]
+    return "seal session", [change("sealed session")(reader)]
 
 
 def leaf_hash(cluster, changed):

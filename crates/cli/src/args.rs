@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::{LayoutCommand, MemberCommand, NodeCommand, OrderCommand, VolumeRole};
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
 use crate::roles::RoleArgs;
+use crate::sync::SyncArgs;
 
 /// Encrypted, versioned file storage that you run yourself.
 ///
@@ -30,7 +32,7 @@ Exit codes:
   4  already exists
   5  somebody else changed it in the meantime
   6  not allowed
-  7  wrong password
+  7  wrong password, or wrong recovery code
   8  not logged in, or the session has expired
   9  the cluster cannot be reached or is not ready
  10  a server's answer does not verify: forged, incomplete or older than what was seen
@@ -112,6 +114,20 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         new_password_file: Option<PathBuf>,
     },
+    /// Set a new password with the recovery code, and get a new code
+    ///
+    /// For who has lost the password. The old password and the old code are good for nothing afterwards;
+    /// files stay as they are, and sessions stay open until they end.
+    Recover {
+        /// The user
+        name: String,
+        /// Read the recovery code from the first line of a file. Else a prompt
+        #[arg(long, value_name = "FILE")]
+        code_file: Option<PathBuf>,
+        /// Read the new password from the first line of a file. Else a prompt
+        #[arg(long, value_name = "FILE")]
+        new_password_file: Option<PathBuf>,
+    },
     /// Who is logged in, where, and until when
     Whoami,
     /// Store a file, a directory (-r), or standard input (-)
@@ -152,6 +168,12 @@ pub(crate) enum Command {
         #[arg(short, long)]
         force: bool,
     },
+    /// Make one directory like another, local to remote or remote to local
+    ///
+    /// First it says what it would do: `+` what the target lacks, `~` what differs, `-` what only the
+    /// target has (with --delete). With --yes it does it. Names are compared by kind, size, mode and time
+    /// of the last change. Deleted remote files can be brought back with `restore`.
+    Sync(SyncArgs),
     /// Print a file
     Cat {
         /// Remote path
@@ -278,6 +300,26 @@ pub(crate) enum Command {
     /// Write manual pages, one for each command
     Man {
         /// Into this folder
+        dir: PathBuf,
+    },
+    /// Storage nodes: take them in, drain them, take them out
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Metadata members: take them in, replace them, take them out
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// The layout: which storage nodes hold what
+    #[command(subcommand)]
+    Layout(LayoutCommand),
+    /// Orders for the whole cluster: retention, quotas, invites
+    #[command(subcommand)]
+    Order(OrderCommand),
+    /// Prepare the volume of a new storage node or member, and print its id and key
+    Volume {
+        /// What it is for
+        #[arg(long)]
+        role: VolumeRole,
+        /// The volume
         dir: PathBuf,
     },
     /// Run a whole cluster on this machine

@@ -8,7 +8,7 @@ use coffer_client::contact::StateDir;
 use coffer_client::progress::Transfer;
 use coffer_client::{
     Authority, ClientError, Endpoint, Engine, GetOptions, Progress as Listener, PutOptions,
-    PutTreeOptions, Session, SessionFile, TreeReport, WriteOptions,
+    PutTreeOptions, Registered, Session, SessionFile, TreeReport, WriteOptions,
 };
 use coffer_model::chunk::ChunkClass;
 use coffer_model::name::{FileName, RemotePath, UserName};
@@ -35,6 +35,9 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
         Command::Df => return context.df().await,
         Command::Passwd { name, password, new_password_file } => {
             return context.passwd(name.as_deref(), &password, new_password_file).await;
+        }
+        Command::Recover { name, code_file, new_password_file } => {
+            return context.recover(&name, code_file, new_password_file).await;
         }
         Command::Logout => return context.logout().await,
         _ => {}
@@ -124,7 +127,7 @@ impl Console {
     }
 
     /// Says what was done, to whoever watches.
-    fn told(&self, value: &Value, text: &str) {
+    pub(crate) fn told(&self, value: &Value, text: &str) {
         if self.global.json { output::json(value) } else { output::remark(text) }
     }
 
@@ -133,15 +136,31 @@ impl Console {
         let engine = self.engine().await?;
         let password = password::read(password, true)?;
         let registered = engine.register(&name, &password).await?;
+        self.show_code(&name, "was made", &registered);
+        let state = engine.login(&name, &password).await?;
+        self.file()?.save(&state)?;
+        Ok(())
+    }
+
+    fn show_code(&self, name: &UserName, done: &str, registered: &Registered) {
         let code = registered.recovery_code.to_text();
         self.show(
             &json!({ "user": name.as_str(), "recovery_code": code.as_str() }),
             &format!(
-                "user {name} was made\n\nrecovery code (write it down, it is shown only now):\n  {}\n",
+                "user {name} {done}\n\nrecovery code (write it down, it is shown only now):\n  {}\n",
                 code.as_str()
             ),
         );
-        let state = engine.login(&name, &password).await?;
+    }
+
+    async fn recover(&self, name: &str, code: Option<PathBuf>, new: Option<PathBuf>) -> Result<()> {
+        let name = user_name(name)?;
+        let engine = self.engine().await?;
+        let code = password::read_code(code.as_deref())?;
+        let new = password::read_new(new.as_deref())?;
+        let recovered = engine.recover(&name, &code, &new).await?;
+        self.show_code(&name, "has a new password, and the old code is good no more", &recovered);
+        let state = engine.login(&name, &new).await?;
         self.file()?.save(&state)?;
         Ok(())
     }
@@ -241,6 +260,7 @@ impl Console {
                 let options = GetOptions { version, overwrite: force };
                 self.get(session, &source, target, recursive, &options).await
             }
+            Command::Sync(args) => self.sync(session, &args).await,
             Command::Cat { path: from, version } => {
                 print_file(session, &path(&from)?, version).await
             }

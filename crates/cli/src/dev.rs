@@ -4,6 +4,7 @@
 //! restart would miss: everything is in the folder. A process that dies is started again, unless
 //! told otherwise.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,11 +21,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use crate::found::{Founded, Process, Role, Size, authority_file, config_file, load_or_found};
+use crate::found::{
+    Founded, Process, Role, Size, authority_file, config_file, load, load_or_found,
+};
 use crate::roles::DIE_WITH_PARENT;
 
 /// How long a new cluster may take until it serves.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How often the list of processes is looked at.
+const LIST_EVERY: Duration = Duration::from_secs(1);
 /// How long a process may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
@@ -223,10 +228,33 @@ async fn watch(
     let (gone, mut news) = mpsc::channel::<(Process, String)>(16);
     let mut alive: Vec<Watched> =
         running.into_iter().map(|running| Watched::new(running, gone.clone())).collect();
+    let mut known: BTreeSet<String> = alive.iter().map(|it| it.process.name.clone()).collect();
+    let mut look = tokio::time::interval(LIST_EVERY);
     loop {
         let (process, how) = tokio::select! {
             () = shutdown.cancelled() => break,
             Some(news) = news.recv() => news,
+            _ = look.tick() => {
+                // `coffer node` and `coffer member` change the list.
+                let listed = load(dir)?.processes;
+                for process in listed.iter().filter(|process| !known.contains(&process.name)) {
+                    println!("{} is new", process.name);
+                    alive.push(Watched::new(start(binary, dir, process)?, gone.clone()));
+                }
+                known.extend(listed.iter().map(|process| process.name.clone()));
+                let is_listed = |watched: &Watched| {
+                    listed.iter().any(|process| process.name == watched.process.name)
+                };
+                let (kept, taken_out): (Vec<_>, Vec<_>) = alive.into_iter().partition(is_listed);
+                alive = kept;
+                let mut stopping = Vec::new();
+                for watched in taken_out {
+                    println!("{} is taken out", watched.process.name);
+                    stopping.extend(watched.release().await);
+                }
+                stop_all(stopping).await;
+                continue;
+            }
         };
         println!("{} is gone: {how}", process.name);
         alive.retain(|watched| watched.process.name != process.name);
@@ -235,8 +263,11 @@ async fn watch(
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(Duration::from_secs(restart_after)) => {}
             }
-            println!("{} is started again", process.name);
-            alive.push(Watched::new(start(binary, dir, &process)?, gone.clone()));
+            let listed = load(dir)?.processes;
+            if listed.iter().any(|listed| listed.name == process.name) {
+                println!("{} is started again", process.name);
+                alive.push(Watched::new(start(binary, dir, &process)?, gone.clone()));
+            }
         }
     }
     let mut left = Vec::new();

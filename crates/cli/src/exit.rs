@@ -24,7 +24,7 @@ fn number(error: &ClientError) -> u8 {
         E::Exists { .. } | E::NameTaken { .. } => 4,
         E::Conflict { .. } | E::SourceChanged { .. } => 5,
         E::Denied { .. } | E::CrossHome { .. } | E::InviteRequired | E::QuotaExceeded => 6,
-        E::WrongPassword => 7,
+        E::WrongPassword | E::WrongRecoveryCode => 7,
         E::NotLoggedIn | E::SessionExpired => 8,
         E::Unavailable { .. }
         | E::TooManyAttempts

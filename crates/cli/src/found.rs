@@ -18,7 +18,7 @@ use coffer_model::SUITE;
 use coffer_model::descriptor::{Descriptor, Member, SignedDescriptor, StorageNode};
 use coffer_model::encoding::encode;
 use coffer_model::id::ClusterId;
-use coffer_model::signing::Signer;
+use coffer_model::signing::{PublicKey, Signer};
 use coffer_service::files::{PRIVATE_FILE, create_private_dir, write_atomically};
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::one_box::OneBoxCa;
@@ -91,10 +91,12 @@ pub(crate) struct Size {
 
 /// Takes up the cluster in `dir`, or founds one there.
 pub(crate) fn load_or_found(dir: &Path, size: Size) -> Result<Founded> {
+    if dir.join(CLUSTER_FILE).exists() { load(dir) } else { found(dir, size) }
+}
+
+/// Takes up the cluster in `dir`.
+pub(crate) fn load(dir: &Path) -> Result<Founded> {
     let path = dir.join(CLUSTER_FILE);
-    if !path.exists() {
-        return found(dir, size);
-    }
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let founded: Founded =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
@@ -102,6 +104,80 @@ pub(crate) fn load_or_found(dir: &Path, size: Size) -> Result<Founded> {
         bail!("{} has version {}, this program knows {VERSION}", path.display(), founded.version);
     }
     Ok(founded)
+}
+
+fn save(dir: &Path, founded: &Founded) -> Result<()> {
+    let text = serde_json::to_vec_pretty(founded)?;
+    Ok(write_atomically(&dir.join(CLUSTER_FILE), &text, PRIVATE_FILE)?)
+}
+
+/// A process whose files are there, and that is not listed yet.
+pub(crate) struct Made {
+    pub(crate) process: Process,
+    pub(crate) key: PublicKey,
+}
+
+/// Makes volume, certificate and configuration of one more process. It runs once it is listed.
+pub(crate) fn make(dir: &Path, role: Role) -> Result<Made> {
+    let founded = load(dir)?;
+    let stem = role.name();
+    // A name is never used twice: the folder of one that was taken out may still be there.
+    let name = (1u32..)
+        .map(|number| format!("{stem}-{number}"))
+        .find(|name| {
+            founded.processes.iter().all(|it| it.name != *name) && !dir.join(name).exists()
+        })
+        .context("there are too many processes")?;
+    let (id, key) = match role {
+        Role::Metadata => {
+            let (id, key) = coffer_metadata_raft::init(&data_dir(dir, &name))?;
+            (id.to_string(), key)
+        }
+        Role::Storage => {
+            let (id, key) = coffer_storage_node::init(&data_dir(dir, &name))?;
+            (id.to_string(), key)
+        }
+        Role::Gateway => bail!("a gateway needs no place in the descriptor"),
+    };
+    let inside = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    let (first, second) = (TcpListener::bind(inside)?, TcpListener::bind(inside)?);
+    let (address, health) = (first.local_addr()?, Some(second.local_addr()?));
+    let process = Process { name, role, address, id, health };
+    let authority = OneBoxCa::load_or_create(&dir.join("secret"))?;
+    let peer = peer_of(dir, &process.name, role)?;
+    let tls_dir = dir.join(&process.name).join("tls");
+    let tls = authority.issue_into(&tls_dir, &[&process.name], &peer)?;
+    let config = config_text(dir, &process, &tls, false, true);
+    write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
+    Ok(Made { process, key })
+}
+
+/// Lists a process, so that `coffer dev` starts it.
+pub(crate) fn list(dir: &Path, process: Process) -> Result<()> {
+    let mut founded = load(dir)?;
+    founded.processes.push(process);
+    save(dir, &founded)
+}
+
+/// Takes a process off the list, so that `coffer dev` stops it.
+pub(crate) fn unlist(dir: &Path, id: &str) -> Result<()> {
+    let mut founded = load(dir)?;
+    founded.processes.retain(|process| process.id != id);
+    save(dir, &founded)
+}
+
+/// Gives a new storage node the descriptors that lead to the one it is named in.
+pub(crate) fn install_descriptors(
+    dir: &Path,
+    process: &Process,
+    successors: &[Vec<u8>],
+) -> Result<()> {
+    Ok(coffer_storage_node::install_descriptors(&data_dir(dir, &process.name), successors)?)
+}
+
+/// The file of the descriptors after the first.
+pub(crate) fn successors_file(dir: &Path) -> PathBuf {
+    dir.join("successors")
 }
 
 /// The signed descriptor's file.
@@ -202,12 +278,12 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
             &[&process.name, &gateway_host],
             &peer,
         )?;
-        let config = config_text(dir, process, &tls, number == 0);
+        let config = config_text(dir, process, &tls, number == 0, false);
         write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
     }
     let founded = Founded { version: VERSION, cluster: cluster.to_string(), processes };
     // From here on the cluster exists.
-    write_atomically(&dir.join(CLUSTER_FILE), &serde_json::to_vec_pretty(&founded)?, PRIVATE_FILE)?;
+    save(dir, &founded)?;
     Ok(founded)
 }
 
@@ -229,7 +305,14 @@ fn audit_file(dir: &Path, name: &str) -> PathBuf {
     dir.join(name).join("audit.jsonl")
 }
 
-fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -> String {
+/// `is_later` is for a process that the first descriptor does not name.
+fn config_text(
+    dir: &Path,
+    process: &Process,
+    tls: &TlsFiles,
+    bootstrap: bool,
+    is_later: bool,
+) -> String {
     let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
     let mut text = format!(
         "listen = \"{}\"\ndescriptor = {}\n",
@@ -245,6 +328,9 @@ fn config_text(dir: &Path, process: &Process, tls: &TlsFiles, bootstrap: bool) -
                 quoted(&dir.join("secret/opaque.setup")),
                 quoted(&audit_file(dir, &process.name)),
             );
+            if is_later {
+                text += &format!("successors = {}\n", quoted(&successors_file(dir)));
+            }
         }
         Role::Storage => {
             text += &format!(

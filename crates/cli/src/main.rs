@@ -1,6 +1,7 @@
 //! The one binary, `coffer`: what users type, the server roles, and a whole cluster for development.
 //! It only wires: every decision is in the crates it calls.
 
+mod admin;
 mod args;
 mod bench;
 mod commands;
@@ -12,6 +13,7 @@ mod output;
 mod password;
 mod progress;
 mod roles;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Man { dir } => output::man_pages(&dir),
+        Command::Node(command) => admin::node(&cli.global, command).await,
+        Command::Member(command) => admin::member(&cli.global, command).await,
+        Command::Layout(command) => admin::layout(&cli.global, command).await,
+        Command::Order(command) => admin::order(&cli.global, command).await,
+        Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
         Command::Metadata(args) => roles::run(Server::Metadata, args).await,
         Command::Storage(args) => roles::run(Server::Storage, args).await,
         Command::Gateway(args) => roles::run(Server::Gateway, args).await,

@@ -20,6 +20,14 @@ pub(crate) fn read_new(file: Option<&Path>) -> Result<Zeroizing<String>> {
     }
 }
 
+/// Reads a recovery code.
+pub(crate) fn read_code(file: Option<&Path>) -> Result<Zeroizing<String>> {
+    match file {
+        Some(path) => from_file(path),
+        None => prompt("Recovery code: ", false),
+    }
+}
+
 /// Reads the password; with `twice` a prompt asks again, for a new one.
 pub(crate) fn read(args: &PasswordArgs, twice: bool) -> Result<Zeroizing<String>> {
     if let Some(path) = &args.password_file {
@@ -32,7 +40,7 @@ pub(crate) fn read(args: &PasswordArgs, twice: bool) -> Result<Zeroizing<String>
 }
 
 fn from_file(path: &Path) -> Result<Zeroizing<String>> {
-    let unreadable = || format!("cannot read the password file {}", path.display());
+    let unreadable = || format!("cannot read {}", path.display());
     let mut text = Zeroizing::new(String::new());
     let file = std::fs::File::open(path).with_context(unreadable)?;
     file.take(FILE_BYTES_MAX).read_to_string(&mut text).with_context(unreadable)?;
@@ -42,7 +50,9 @@ fn from_file(path: &Path) -> Result<Zeroizing<String>> {
 
 fn prompt(text: &str, twice: bool) -> Result<Zeroizing<String>> {
     if !std::io::stdin().is_terminal() {
-        bail!("no password: give it in a file or in ${VARIABLE}, or run this in a terminal");
+        bail!(
+            "nothing to read it from: give it in a file (a password also in ${VARIABLE}), or run this in a terminal"
+        );
     }
     let password = Zeroizing::new(rpassword::prompt_password(text)?);
     if twice {

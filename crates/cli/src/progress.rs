@@ -103,6 +103,14 @@ impl Progress {
         );
     }
 
+    /// Prints something else, with the bar out of the way.
+    pub(crate) fn aside(&self, print: impl FnOnce()) {
+        match &self.view {
+            View::Bar(bar) => bar.suspend(print),
+            View::Lines(_) | View::Nothing => print(),
+        }
+    }
+
     /// Takes the bar away.
     pub(crate) fn finish(&self) {
         if let View::Bar(bar) = &self.view {

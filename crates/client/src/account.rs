@@ -85,7 +85,7 @@ pub struct CustodySession {
     pub session: Session,
 }
 
-/// A new user.
+/// A new user, or one with a new keyring.
 pub struct Registered {
     /// Opens the keyring of someone who lost the password. To be shown once and kept on paper.
     pub recovery_code: RecoveryCode,
@@ -254,6 +254,62 @@ impl Engine {
         let cluster = self.pinned.cluster;
         let owner = KeyringOwner { cluster, principal: user.leaf.principal };
         let keyring = sealed.with_password(&owner, &opened, &export_key)?.encode();
+        self.replace_keyring(name, &user, &opened.keyring, keyring, login_record, &clock).await
+    }
+
+    /// Gives a user who has the recovery code another password, and another recovery code, which is to be
+    /// shown once. The old ones open nothing that is stored from now on. Sessions stay open.
+    pub async fn recover(
+        &self,
+        name: &UserName,
+        code: &str,
+        new: &str,
+    ) -> Result<Registered, ClientError> {
+        let new = parse_password(new)?;
+        let code = RecoveryCode::parse(code)?;
+        let cluster = self.pinned.cluster;
+        let request = pb::GetKeyringRequest { name: name.to_string() };
+        let answer = self.transport.get_keyring(request).await;
+        let answer = answer.map_err(|status| match status.code() {
+            Code::NotFound => ClientError::NotFound { what: format!("the user {name}") },
+            _ => ClientError::of_status(&status),
+        })?;
+        // As at a login, nothing of it is believed. That the code opens it shows that the user made it:
+        // no server can wrap a key for a code it does not know.
+        let proof: OpProof = decode("user record", &answer.user_proof)?;
+        let user = user_record(&proof, &cluster, name)?;
+        let sealed = check_keyring(&user.leaf, &answer.keyring)?;
+        let owner = KeyringOwner { cluster, principal: user.leaf.principal };
+        let opened = sealed.open_with_recovery(&owner, &code).map_err(|error| match error {
+            CryptoError::Tampered => ClientError::WrongRecoveryCode,
+            other => other.into(),
+        })?;
+        opened.verify(&user.leaf.identity, &HpkePublicKey::from_bytes(user.leaf.hpke))?;
+        let (login_record, export_key, answer) = self.new_login(name, new).await?;
+        let clock = LogClock::default();
+        clock.note(answer.log_time_ms);
+        // Under a new key: whoever got hold of the old one opens nothing that comes.
+        let (key, recovery_code) = (KeyringKey::generate(), RecoveryCode::generate());
+        let wraps = vec![
+            key.wrap_for_password(&owner, &export_key),
+            key.wrap_for_recovery(&owner, &recovery_code),
+        ];
+        let epoch = user.leaf.keyring_epoch + 1;
+        let keyring = SealedKeyring::seal(&owner, epoch, &key, &opened.keyring, wraps)?.encode();
+        self.replace_keyring(name, &user, &opened.keyring, keyring, login_record, &clock).await?;
+        Ok(Registered { recovery_code })
+    }
+
+    /// Puts the next epoch of a user's keyring, and the login record it belongs to, into the user record.
+    async fn replace_keyring(
+        &self,
+        name: &UserName,
+        user: &Checked<UserLeaf>,
+        opened: &Keyring,
+        keyring: Vec<u8>,
+        login_record: Vec<u8>,
+        clock: &LogClock,
+    ) -> Result<(), ClientError> {
         let leaf = UserLeaf {
             keyring: payload_hash(&keyring),
             keyring_epoch: user.leaf.keyring_epoch + 1,
@@ -265,13 +321,13 @@ impl Engine {
         let by = Signing {
             transport: self.transport.as_ref(),
             session: None,
-            cluster,
+            cluster: self.pinned.cluster,
             principal: user.leaf.principal,
             author: Author::Identity,
-            clock: &clock,
+            clock,
             vaults: Vec::new(),
         };
-        let (mut outcomes, _) = submit(&by, &opened.keyring.identity, vec![op]).await?;
+        let (mut outcomes, _) = submit(&by, &opened.identity, vec![op]).await?;
         match outcomes.pop() {
             Some(Ok(_)) => Ok(()),
             Some(Err(rejection)) => Err(ClientError::rejected(rejection, name.as_str())),

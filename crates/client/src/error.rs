@@ -118,6 +118,11 @@ pub enum ClientError {
     /// Wrong user name or password.
     #[error("wrong user name or password")]
     WrongPassword,
+    /// A recovery code that is not this user's, or not any more.
+    #[error(
+        "this recovery code does not open the keyring; a code is good until the next one is issued"
+    )]
+    WrongRecoveryCode,
     /// A password that cannot be one.
     #[error("the password cannot be used: {why}")]
     InvalidPassword {
@@ -365,11 +370,12 @@ impl From<CryptoError> for ClientError {
     fn from(error: CryptoError) -> Self {
         match error {
             CryptoError::WrongPassword => Self::WrongPassword,
-            CryptoError::TooLong { .. } => Self::Invalid { what: error.to_string() },
-            CryptoError::Tampered
-            | CryptoError::KeyMismatch
-            | CryptoError::Malformed(_)
-            | CryptoError::InvalidRecoveryCode => Self::tampered(error.to_string()),
+            CryptoError::TooLong { .. } | CryptoError::InvalidRecoveryCode => {
+                Self::Invalid { what: error.to_string() }
+            }
+            CryptoError::Tampered | CryptoError::KeyMismatch | CryptoError::Malformed(_) => {
+                Self::tampered(error.to_string())
+            }
         }
     }
 }

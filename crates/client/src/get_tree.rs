@@ -5,6 +5,7 @@
 //! Nothing a server says decides where a byte goes: names are validated, every file is made in a
 //! directory that is held open, and no symbolic link is followed (`local`).
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -30,18 +31,18 @@ use crate::upload::blocking;
 /// an open file.
 const FILES_IN_FLIGHT: usize = 64;
 /// Names asked for at a time.
-const PAGE: u32 = 256;
+pub(crate) const PAGE: u32 = 256;
 /// Directories of one directory that wait for their turn; beyond them the listing itself waits.
-const WAITING_MAX: usize = 4096;
+pub(crate) const WAITING_MAX: usize = 4096;
 /// Permission bits of a directory without attributes.
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// A local directory with what it gets when everything in it is done. Whatever is still to be put into
 /// it holds it.
-struct Filling {
-    dir: Arc<LocalDir>,
-    attributes: Option<(u32, i64)>,
-    parent: Option<Arc<Filling>>,
+pub(crate) struct Filling {
+    pub(crate) dir: Arc<LocalDir>,
+    pub(crate) attributes: Option<(u32, i64)>,
+    pub(crate) parent: Option<Arc<Filling>>,
 }
 
 /// A remote directory that is being walked.
@@ -51,9 +52,12 @@ struct Frame {
     ended: bool,
     waiting: Vec<(Found, String)>,
     into: Arc<Filling>,
+    /// The names that are taken, case folded, where the local directory folds case.
+    taken: Option<BTreeSet<String>>,
 }
 
-enum Done {
+/// What became of one name.
+pub(crate) enum Done {
     File { bytes: u64 },
     Symlink,
 }
@@ -63,7 +67,7 @@ type Named = (String, Result<Done, ClientError>);
 impl Session {
     /// Gets a remote directory with everything in it into a local one, which is made where it is
     /// missing. Modes, times and symbolic links are kept. What cannot be fetched is reported, and the
-    /// rest goes on.
+    /// rest goes on. Where the local file system takes two names for one, the first that comes has it.
     pub async fn get_tree(
         &self,
         remote: &RemotePath,
@@ -74,9 +78,25 @@ impl Session {
         if options.version.is_some() {
             return Err(ClientError::Unsupported { what: "a version of a directory".to_owned() });
         }
-        let (root, attributes) = self.tree(remote).await?;
         let path = local.to_owned();
-        let dir = blocking(move || LocalDir::make(&path)).await?;
+        let make = move || {
+            let dir = Arc::new(LocalDir::make(&path)?);
+            let folds_case = dir.folds_case()?;
+            Ok((dir, folds_case))
+        };
+        self.get_tree_into(remote, make, options, progress).await
+    }
+
+    /// As [`Self::get_tree`], into the directory that `make` gives, with whether it folds case.
+    pub(crate) async fn get_tree_into(
+        &self,
+        remote: &RemotePath,
+        make: impl FnOnce() -> Result<(Arc<LocalDir>, bool), ClientError> + Send + 'static,
+        options: &GetOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<TreeReport, ClientError> {
+        let (root, attributes) = self.tree(remote).await?;
+        let (dir, folds_case) = blocking(make).await?;
         let mut walk = Walk {
             session: self.clone(),
             overwrite: options.overwrite,
@@ -86,8 +106,8 @@ impl Session {
             tasks: JoinSet::new(),
             hopeless: None,
         };
-        let into = Arc::new(Filling { dir: Arc::new(dir), attributes, parent: None });
-        let mut frames = vec![Frame::new(root, remote.to_string(), into)];
+        let into = Arc::new(Filling { dir, attributes, parent: None });
+        let mut frames = vec![Frame::new(root, remote.to_string(), into, folds_case)];
         while let Some(mut frame) = frames.pop() {
             if !frame.ended && frame.waiting.len() < WAITING_MAX {
                 if let Err(error) = walk.next_page(&mut frame).await {
@@ -115,7 +135,7 @@ impl Session {
     }
 
     /// A directory, and the mode and time it has.
-    async fn tree(
+    pub(crate) async fn tree(
         &self,
         path: &RemotePath,
     ) -> Result<(Arc<Directory>, Option<(u32, i64)>), ClientError> {
@@ -134,7 +154,10 @@ impl Session {
         }
     }
 
-    fn directory_attributes(&self, found: &Found) -> Result<Option<(u32, i64)>, ClientError> {
+    pub(crate) fn directory_attributes(
+        &self,
+        found: &Found,
+    ) -> Result<Option<(u32, i64)>, ClientError> {
         let Some(attrs) = &found.attrs else { return Ok(Some((DIRECTORY_MODE, 0))) };
         let key = found.secret.object_key();
         let attrs = open_attributes(&self.wire().cluster, found.inode(), key, attrs)?;
@@ -143,9 +166,17 @@ impl Session {
 }
 
 impl Frame {
-    fn new(directory: Arc<Directory>, shown: String, into: Arc<Filling>) -> Self {
+    fn new(directory: Arc<Directory>, shown: String, into: Arc<Filling>, folds_case: bool) -> Self {
         let listing = Listing::of(directory, all_of_a_small_file(), false, PAGE);
-        Self { shown, listing, ended: false, waiting: Vec::new(), into }
+        let taken = folds_case.then(BTreeSet::new);
+        Self { shown, listing, ended: false, waiting: Vec::new(), into, taken }
+    }
+
+    /// Whether this name is free. Names are in one normal form; what is left to fold is their case,
+    /// and folding more than a file system does only reports what could have been fetched.
+    fn take(&mut self, name: &str) -> bool {
+        let Some(taken) = &mut self.taken else { return true };
+        taken.insert(name.to_uppercase().to_lowercase())
     }
 }
 
@@ -180,6 +211,11 @@ impl Walk {
         };
         for found in page {
             let shown = format!("{}/{}", frame.shown, found.name);
+            if !frame.take(found.name.as_str()) {
+                let what = format!("a name that differs from {shown} only in case");
+                self.fail(shown, ClientError::Exists { what });
+                continue;
+            }
             if found.kind() == Kind::Directory {
                 frame.waiting.push((found, shown));
                 continue;
@@ -213,7 +249,7 @@ impl Walk {
                 self.report.directories += 1;
                 let parent = Some(Arc::clone(&frame.into));
                 let into = Arc::new(Filling { dir: Arc::new(dir), attributes, parent });
-                Some(Frame::new(Arc::clone(directory), shown, into))
+                Some(Frame::new(Arc::clone(directory), shown, into, frame.taken.is_some()))
             }
             (Err(error), ..) | (_, Err(error), _) => {
                 self.fail(shown, error);
@@ -256,7 +292,7 @@ impl Walk {
 }
 
 /// Lets go of a directory. Whoever is the last gives it its mode and time, and lets go of the one above.
-async fn close(filling: Arc<Filling>) -> Result<(), ClientError> {
+pub(crate) async fn close(filling: Arc<Filling>) -> Result<(), ClientError> {
     blocking(move || {
         let mut last = Some(filling);
         while let Some(filling) = last.take().and_then(Arc::into_inner) {
@@ -272,7 +308,7 @@ async fn close(filling: Arc<Filling>) -> Result<(), ClientError> {
 
 impl Session {
     /// Fetches one file or symlink into an open directory.
-    async fn fetch_into(
+    pub(crate) async fn fetch_into(
         &self,
         found: &Found,
         dir: &Arc<LocalDir>,

@@ -9,12 +9,14 @@
 //! Nothing here prints, and no task outlives the session that started it.
 
 pub mod account;
+pub mod admin;
 pub mod contact;
 pub mod error;
 pub mod options;
 pub mod progress;
 pub mod session;
 pub mod state;
+pub mod sync;
 pub mod transport;
 
 mod batch;
@@ -48,15 +50,17 @@ mod testing;
 mod tests;
 
 pub use account::{AccountOptions, CustodySession, Engine, Registered};
+pub use admin::Administration;
 pub use coffer_crypto::session::{BearerToken, TokenCheck};
 pub use contact::{Authority, Endpoint, Pinned};
 pub use content::FileReader;
 pub use error::ClientError;
 pub use names::Page;
-pub use options::{GetOptions, PutOptions, PutTreeOptions, WriteOptions};
+pub use options::{GetOptions, PutOptions, PutTreeOptions, SyncOptions, WriteOptions};
 pub use progress::{Progress, Report, Silent, TreeReport};
 pub use session::{EntryInfo, Session, Stat, VersionInfo};
 pub use source::PieceStream;
 pub use state::{SessionFile, SessionState};
+pub use sync::{Difference, Step, SyncReport};
 pub use transport::{GatewayTransport, Transport};
 pub use walk::{TreeWalk, Visit};

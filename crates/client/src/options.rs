@@ -78,3 +78,23 @@ impl PutTreeOptions {
         Self { class: None, skip_unchanged: false }
     }
 }
+
+/// How two trees are made the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct SyncOptions {
+    /// Whether it is done; otherwise it is only told what would be.
+    pub apply: bool,
+    /// Whether what only the target has is deleted, and what is of another kind there is replaced.
+    pub delete: bool,
+    /// Whether content is read and compared where length and time are the same, and left alone where
+    /// only the time differs.
+    pub compare_content: bool,
+}
+
+impl SyncOptions {
+    /// Nothing is done, only told.
+    pub const fn standard() -> Self {
+        Self { apply: false, delete: false, compare_content: false }
+    }
+}

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::ClientError;
+use crate::sync::Difference;
 
 /// Listens to the progress of an operation. Called from several threads; must be quick.
 pub trait Progress: Send + Sync {
@@ -17,6 +18,10 @@ pub trait Progress: Send + Sync {
     /// A file or symlink is done.
     fn done(&self, path: &str) {
         let _ = path;
+    }
+    /// Two trees differ here; it is about to be put right, if that was asked for.
+    fn differs(&self, difference: &Difference) {
+        let _ = difference;
     }
     /// One failed; the rest goes on.
     fn failed(&self, path: &str, error: &ClientError) {

@@ -30,7 +30,7 @@ use crate::source::Source;
 use crate::upload::{Committed, Content, Target, blocking, mtime_ns};
 
 /// Names of a directory that are handled together: as many as one question may look up.
-const NAMES_AT_ONCE: usize = 64;
+pub(crate) const NAMES_AT_ONCE: usize = 64;
 /// Files under way at a time; the bytes of their chunks are bounded by the session's budget.
 const FILES_IN_FLIGHT: usize = 256;
 /// Files of more than a slot among them.
@@ -38,7 +38,7 @@ const LARGE_IN_FLIGHT: usize = 8;
 const LARGE_BYTES_MIN: u64 = 1 << 20;
 
 /// What tasks of one tree share.
-struct Job {
+pub(crate) struct Job {
     session: Session,
     class: Option<ChunkClass>,
     skip_unchanged: bool,
@@ -59,14 +59,14 @@ struct Frame {
 }
 
 /// One local name.
-struct Local {
-    path: PathBuf,
-    name: FileName,
-    found: Metadata,
+pub(crate) struct Local {
+    pub(crate) path: PathBuf,
+    pub(crate) name: FileName,
+    pub(crate) found: Metadata,
 }
 
 /// What became of one name.
-enum Done {
+pub(crate) enum Done {
     File { bytes: u64 },
     Unchanged,
     Symlink,
@@ -92,15 +92,7 @@ impl Session {
             return Err(ClientError::NotADirectory { what: local.display().to_string() });
         }
         let (root, fresh) = self.tree_root(remote).await?;
-        let job = Arc::new(Job {
-            session: self.clone(),
-            class: options.class,
-            skip_unchanged: options.skip_unchanged,
-            tally: Tally::default(),
-            progress,
-            files: Arc::new(Semaphore::new(FILES_IN_FLIGHT)),
-            large: Arc::new(Semaphore::new(LARGE_IN_FLIGHT)),
-        });
+        let job = Arc::new(Job::new(self, options, progress));
         let mut walk =
             Walk { job, report: TreeReport::default(), tasks: JoinSet::new(), hopeless: None };
         if remote.names().is_empty() {
@@ -138,7 +130,10 @@ impl Session {
     }
 
     /// The directory a tree goes to, and whether it is new.
-    async fn tree_root(&self, path: &RemotePath) -> Result<(Arc<Directory>, bool), ClientError> {
+    pub(crate) async fn tree_root(
+        &self,
+        path: &RemotePath,
+    ) -> Result<(Arc<Directory>, bool), ClientError> {
         match self.directory(path).await {
             Ok(directory) => Ok((directory, false)),
             Err(ClientError::NotFound { .. }) => {
@@ -163,7 +158,8 @@ impl Walk {
     async fn next_names(&mut self, frame: &mut Frame) -> Result<Vec<Local>, ClientError> {
         loop {
             let (path, names) = (frame.path.clone(), frame.names.take());
-            let (names, read, ended) = blocking(move || read_names(&path, names)).await?;
+            let (names, read, ended) =
+                blocking(move || read_names(&path, names, NAMES_AT_ONCE)).await?;
             frame.names = Some(names);
             let mut usable = Vec::with_capacity(read.len());
             for one in read {
@@ -348,8 +344,24 @@ impl Walk {
 }
 
 impl Job {
+    pub(crate) fn new(
+        session: &Session,
+        options: &PutTreeOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Self {
+        Self {
+            session: session.clone(),
+            class: options.class,
+            skip_unchanged: options.skip_unchanged,
+            tally: Tally::default(),
+            progress,
+            files: Arc::new(Semaphore::new(FILES_IN_FLIGHT)),
+            large: Arc::new(Semaphore::new(LARGE_IN_FLIGHT)),
+        }
+    }
+
     /// Puts one file or symlink.
-    async fn put_one(
+    pub(crate) async fn put_one(
         &self,
         parent: &Arc<Directory>,
         local: &Local,
@@ -410,7 +422,7 @@ impl Job {
     }
 
     /// Gives a directory that exists another mode and time, where they differ.
-    async fn update_directory(
+    pub(crate) async fn update_directory(
         &self,
         found: &Found,
         mode: u32,
@@ -437,17 +449,21 @@ impl Job {
 }
 
 /// What was read of a directory: names, those that cannot be used, and whether it has ended.
-type NamesRead = (ReadDir, Vec<Result<Local, (String, ClientError)>>, bool);
+pub(crate) type NamesRead = (ReadDir, Vec<Result<Local, (String, ClientError)>>, bool);
 
-/// Reads some names of a directory, in the order the file system gives them. Blocks.
-fn read_names(path: &Path, names: Option<ReadDir>) -> Result<NamesRead, ClientError> {
+/// Reads up to `count` names of a directory, in the order the file system gives them. Blocks.
+pub(crate) fn read_names(
+    path: &Path,
+    names: Option<ReadDir>,
+    count: usize,
+) -> Result<NamesRead, ClientError> {
     let local = |error| ClientError::local("list", path, error);
     let mut names = match names {
         Some(names) => names,
         None => fs::read_dir(path).map_err(local)?,
     };
     let mut read = Vec::with_capacity(NAMES_AT_ONCE);
-    while read.len() < NAMES_AT_ONCE {
+    while read.len() < count {
         let Some(entry) = names.next() else { return Ok((names, read, true)) };
         let entry = entry.map_err(local)?;
         let path = entry.path();
@@ -467,7 +483,7 @@ fn read_names(path: &Path, names: Option<ReadDir>) -> Result<NamesRead, ClientEr
 }
 
 /// Opens a regular file that was just looked at; not what may have taken its place since.
-async fn open_source(path: PathBuf) -> Result<Source, ClientError> {
+pub(crate) async fn open_source(path: PathBuf) -> Result<Source, ClientError> {
     blocking(move || {
         let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
             | rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

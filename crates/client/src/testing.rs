@@ -699,6 +699,10 @@ impl Transport for FakeCluster {
         unused()
     }
 
+    fn get_keyring(&self, _: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse> {
+        unused()
+    }
+
     fn get_sealed_session(
         &self,
         _: pb::GetSealedSessionRequest,

@@ -25,6 +25,7 @@ use crate::testing::{FakeCluster, KEEP_MS, START_MS, TestUser};
 use crate::upload::{Committed, Content, Target};
 
 mod attacks;
+mod syncs;
 mod trees;
 
 /// A cluster with one user who is logged in.

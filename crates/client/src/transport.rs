@@ -65,6 +65,8 @@ pub trait Transport: Send + Sync + 'static {
     fn start_login(&self, request: pb::StartLoginRequest) -> Answer<'_, pb::StartLoginResponse>;
     /// Second step of a login.
     fn finish_login(&self, request: pb::FinishLoginRequest) -> Answer<'_, pb::FinishLoginResponse>;
+    /// A user's sealed keyring, without a login.
+    fn get_keyring(&self, request: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse>;
     /// The session of a bearer token, sealed.
     fn get_sealed_session(
         &self,

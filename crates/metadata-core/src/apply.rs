@@ -12,7 +12,7 @@ use coffer_model::bundle::{
 };
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::hash::{Hash, payload_hash};
-use coffer_model::id::ClusterId;
+use coffer_model::id::{ClusterId, InodeId};
 use coffer_model::log::{LogBody, LogEntry};
 use coffer_model::manifest::Slot;
 use coffer_model::merkle::{Frontier, Tree, leaf_hash};
@@ -27,7 +27,9 @@ use crate::state::{
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
+pub(crate) mod gone;
 mod ops;
+mod purge;
 mod system;
 pub(crate) mod tree;
 
@@ -306,15 +308,23 @@ impl Context<'_> {
 /// Adds to what a home, and all homes, have used.
 pub(crate) fn charge<T: Tables>(
     tables: &mut Overlay<T>,
-    home: &coffer_model::id::InodeId,
+    home: &InodeId,
     more: Usage,
 ) -> Result<(), TableError> {
-    for (table, key) in [(Table::Usage, home.as_bytes().as_slice()), (Table::Meta, meta::TOTAL)] {
-        let mut usage: Usage = load(tables, table, key)?.unwrap_or_default();
-        usage.bytes = usage.bytes.saturating_add(more.bytes);
-        usage.inodes = usage.inodes.saturating_add(more.inodes);
-        usage.rows = usage.rows.saturating_add(more.rows);
-        tables.put(table, key, store(&usage));
-    }
+    add_usage(tables, Table::Usage, home.as_bytes(), more)?;
+    add_usage(tables, Table::Meta, meta::TOTAL, more)
+}
+
+fn add_usage<T: Tables>(
+    tables: &mut Overlay<T>,
+    table: Table,
+    key: &[u8],
+    more: Usage,
+) -> Result<(), TableError> {
+    let mut usage: Usage = load(tables, table, key)?.unwrap_or_default();
+    usage.bytes = usage.bytes.saturating_add(more.bytes);
+    usage.inodes = usage.inodes.saturating_add(more.inodes);
+    usage.rows = usage.rows.saturating_add(more.rows);
+    tables.put(table, key, store(&usage));
     Ok(())
 }

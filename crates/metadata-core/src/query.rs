@@ -29,8 +29,10 @@ use crate::state::{
 use crate::tables::{Table, TableError, Tables};
 
 mod placement;
+mod policy;
 
 pub use placement::{feed, feed_position, layouts, proofs, releasable, rows_of};
+pub use policy::{Policy, deleted_inodes, next_purge, policy, purgeable, quota};
 
 /// The most successors of a descriptor in one answer.
 pub const SUCCESSORS_MAX: usize = 64;
@@ -399,7 +401,10 @@ pub fn list(
             let row: Row<EntryLeaf> = parse(Table::Entries, &value)?;
             let shown = match row.leaf.state {
                 EntryState::Live => true,
-                EntryState::Deleted => deleted,
+                // What was purged under another name is gone under this one too.
+                EntryState::Deleted => {
+                    deleted && tables.get(Table::Inodes, row.leaf.inode.as_bytes())?.is_some()
+                }
                 EntryState::Moved { .. } => false,
             };
             if shown {
@@ -544,4 +549,10 @@ pub fn totals(tables: &impl Tables) -> Result<Totals, TableError> {
 /// What a home has used.
 pub fn usage(tables: &impl Tables, home: &InodeId) -> Result<Usage, TableError> {
     Ok(load(tables, Table::Usage, home.as_bytes())?.unwrap_or_default())
+}
+
+/// The root of a user's home, if there is that user.
+pub fn home_of(tables: &impl Tables, name: &UserName) -> Result<Option<InodeId>, TableError> {
+    let row: Option<Row<UserLeaf>> = load(tables, Table::Users, name.as_str().as_bytes())?;
+    Ok(row.map(|row| row.leaf.home))
 }

@@ -65,6 +65,25 @@ pub struct InodeState {
     pub vault: bool,
 }
 
+/// An inode that waits for its purge: it has lost its name; or it never came to exist, and only
+/// partial versions for it did.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Gone {
+    /// Log time when it lost its name, or when the last part was staged.
+    pub since: LogTime,
+    /// Present once the purge has begun: the chunk row to go on at, empty for the first. From then on
+    /// nothing brings the inode back.
+    pub purge: Option<Vec<u8>>,
+}
+
+impl Gone {
+    /// Where it stands in [`Table::Deleted`]: what has begun comes first, whatever retention becomes.
+    pub fn deleted_key(&self, inode: &InodeId) -> Vec<u8> {
+        let since = if self.purge.is_some() { LogTime::ZERO } else { self.since };
+        [since.unix_ms().to_be_bytes().as_slice(), inode.as_bytes()].concat()
+    }
+}
+
 /// What a home has used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
 pub struct Usage {
@@ -164,8 +183,21 @@ pub mod meta {
     pub const FEED: &[u8] = b"feed";
     /// Totals over all homes.
     pub const TOTAL: &[u8] = b"total";
+    /// Number of the last order; absent: none.
+    pub const ORDER_NUMBER: &[u8] = b"order_number";
+    /// How long what was deleted stays, in ms; absent: as no order has said anything.
+    pub const RETENTION: &[u8] = b"retention";
+    /// Quota of homes that have none of their own, in bytes; absent: no limit.
+    pub const QUOTA: &[u8] = b"quota";
+    /// How many inodes exist that have lost their name.
+    pub const DELETED: &[u8] = b"deleted";
     /// The core version in force.
     pub const CORE_VERSION: &[u8] = b"core_version";
+}
+
+/// inode ‖ home.
+pub fn inode_usage_key(inode: &InodeId, home: &InodeId) -> Vec<u8> {
+    [inode.as_bytes().as_slice(), home.as_bytes()].concat()
 }
 
 /// directory ‖ tag.

@@ -62,15 +62,17 @@ pub enum Table {
     Quotas = 25,
     /// invite → until when it counts.
     Invites = 26,
-    /// log time (big-endian) ‖ inode → nothing; when an inode was deleted or replaced.
+    /// log time (big-endian) ‖ inode → nothing: what waits for its purge, in that order.
     Deleted = 27,
-    /// inode → what it has charged its home.
+    /// inode ‖ home → what the inode has charged the home.
     InodeUsage = 28,
+    /// inode → [`crate::state::Gone`]: since when it has no name.
+    Gone = 29,
 }
 
 impl Table {
     /// All tables, in the order of their numbers.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Meta,
         Self::Inodes,
         Self::Entries,
@@ -100,6 +102,7 @@ impl Table {
         Self::Invites,
         Self::Deleted,
         Self::InodeUsage,
+        Self::Gone,
     ];
 
     /// The table's name on disk.
@@ -134,6 +137,7 @@ impl Table {
             Self::Invites => "invites",
             Self::Deleted => "deleted",
             Self::InodeUsage => "inode_usage",
+            Self::Gone => "gone",
         }
     }
 }

@@ -138,3 +138,15 @@ impl fmt::Display for MemberId {
         write!(f, "{:016x}", self.0)
     }
 }
+
+impl FromStr for MemberId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let invalid = InvalidId { expected: 16 };
+        if text.len() != 16 || !text.bytes().all(|digit| nibble(digit).is_some()) {
+            return Err(invalid);
+        }
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| invalid)
+    }
+}

@@ -3,8 +3,10 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::encoding::encode;
 use crate::hash::Hash;
-use crate::id::InodeId;
+use crate::id::{ClusterId, InodeId};
+use crate::signing::{Domain, PublicKey, Signature, Signer};
 use crate::time::LogTime;
 
 /// One order.
@@ -14,6 +16,22 @@ pub struct Order {
     pub number: u64,
     /// What is ordered.
     pub what: Decision,
+}
+
+impl Order {
+    /// Signs the order as administrators: the bytes and signatures of a
+    /// [`crate::log::SystemOp::Order`].
+    pub fn sign(
+        &self,
+        cluster: &ClusterId,
+        administrators: &[&dyn Signer],
+    ) -> (Vec<u8>, Vec<(PublicKey, Signature)>) {
+        let bytes = encode(self);
+        let sign =
+            |admin: &&dyn Signer| (admin.public_key(), admin.sign(Domain::Order, cluster, &bytes));
+        let signatures = administrators.iter().map(sign).collect();
+        (bytes, signatures)
+    }
 }
 
 /// What an order says.
@@ -40,5 +58,9 @@ pub enum Decision {
     },
 }
 
+/// The shortest secret of an invite.
+pub const INVITE_SECRET_BYTES_MIN: usize = 16;
+/// The longest secret of an invite.
+pub const INVITE_SECRET_BYTES_MAX: usize = 64;
 /// What retention is where no order has said anything: 30 days.
 pub const RETENTION_MS: u64 = 30 * 24 * 60 * 60 * 1000;

@@ -32,11 +32,13 @@ use coffer_model::merkle::{Frontier, Tree, TreeHash, leaf_hash};
 use coffer_model::name::{FileName, RemotePath, UserName};
 use coffer_model::object::{
     AttrsLeaf, Custody, EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object,
-    Role, SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
+    Role, SealedSessionLeaf, SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op, Outcome, Rejection, Rule};
+use coffer_model::order::{Decision, Order};
 use coffer_model::receipt::{Flush, Held, Receipt};
 use coffer_model::session::{Certificate, CertificateHash, Scope, SessionProof};
+use coffer_model::share::{Release, ShareProof};
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
 use coffer_model::ticket::{Leave, Ticket};
 use coffer_model::time::LogTime;
@@ -243,6 +245,10 @@ fn session_leaf(closed: bool) -> SessionLeaf {
     SessionLeaf { certificate: certificate().sign(&identity()), closed }
 }
 
+fn sealed_session_leaf() -> SealedSessionLeaf {
+    SealedSessionLeaf { payload: payload_hash(&payload("sealed session")) }
+}
+
 fn staged_leaf() -> StagedLeaf {
     StagedLeaf {
         directory: home(),
@@ -394,6 +400,10 @@ fn ops() -> Vec<(&'static str, Op)> {
             Op::Undelete {
                 entry: Change { key: entry_key(2), expected: Some(removed_hash), leaf: arrived },
             },
+        ),
+        (
+            "seal_session",
+            Op::SealSession { sealed: first(certificate().hash(), sealed_session_leaf()) },
         ),
     ]
 }
@@ -554,6 +564,7 @@ fn build() -> Vec<Value> {
     sessions(&mut vectors);
     tickets_and_receipts(&mut vectors);
     descriptor_and_layout(&mut vectors);
+    changes_of_the_cluster(&mut vectors);
     vectors.list
 }
 
@@ -653,7 +664,7 @@ fn objects(vectors: &mut Vectors) {
     vectors.page("objects.md");
     let certificate_hash = certificate().hash();
     let staged_key = StagedKey { inode: file(), write: write() };
-    let rows: [(&str, Object, Option<Leaf>); 9] = [
+    let rows: [(&str, Object, Option<Leaf>); 10] = [
         ("entry", Object::Entry(entry_key(1)), Some(Leaf::Entry(entry_leaf(file(), Kind::File)))),
         (
             "entry, moved",
@@ -670,6 +681,11 @@ fn objects(vectors: &mut Vectors) {
         ("group", Object::Group("editors".parse().unwrap()), None),
         ("session", Object::Session(certificate_hash), Some(Leaf::Session(session_leaf(false)))),
         ("staged", Object::Staged(staged_key), Some(Leaf::Staged(staged_leaf()))),
+        (
+            "sealed session",
+            Object::SealedSession(certificate_hash),
+            Some(Leaf::SealedSession(sealed_session_leaf())),
+        ),
     ];
     for (name, object, leaf) in rows {
         vectors.encoding(&format!("object: {name}"), &object, json!({}));
@@ -1039,6 +1055,95 @@ fn descriptor_and_layout(vectors: &mut Vectors) {
     );
 }
 
+/// The descriptor after the first: a node more, and registration by invite only.
+fn next_descriptor() -> Descriptor {
+    let mut next = Descriptor {
+        number: 1,
+        former: Some(descriptor().hash()),
+        open_registration: false,
+        ..descriptor()
+    };
+    next.nodes.push(StorageNode {
+        id: node_id(3),
+        key: node(3).public_key(),
+        zone: "zone-0".to_owned(),
+        weight: 50,
+    });
+    next
+}
+
+/// Partition p lies on nodes p and p + 1, modulo four.
+fn next_layout() -> Layout {
+    let table = (0..1u16 << 10).flat_map(|partition| [partition % 4, (partition + 1) % 4]);
+    Layout::new(2, 10, 2, (0..4).map(node_id).collect(), table.collect()).unwrap()
+}
+
+fn changes_of_the_cluster(vectors: &mut Vectors) {
+    vectors.page("descriptor.md");
+    let hash = json!({"hash": next_descriptor().hash().to_string()});
+    let bytes = vectors.encoding("next descriptor", &next_descriptor(), hash);
+    let name = "signature of the next descriptor";
+    vectors.signature(name, &administrator(), Domain::Descriptor, &bytes);
+    let signed_next = SignedDescriptor::next(&cluster(), &next_descriptor(), &[&administrator()]);
+    assert_eq!(signed_next.verify_next(&cluster(), &descriptor()), Ok(next_descriptor()));
+    let signed_next = vectors.encoding("signed next descriptor", &signed_next, json!({}));
+
+    vectors.page("layout.md");
+    let bytes = vectors.encoding("next layout", &next_layout(), json!({}));
+    vectors.signature("signature of the next layout", &administrator(), Domain::Layout, &bytes);
+    let proof = ShareProof { node: node_id(3), layout: 2, position: 7 };
+    let proof = vectors.encoding("proof of a share", &proof, json!({}));
+    let name = "signature of the proof of a share";
+    let proof_signature = vectors.signature(name, &node(3), Domain::ShareProof, &proof);
+    let mut chunks = [0, 1].map(|seed| chunk(seed).chunk).to_vec();
+    chunks.sort_unstable();
+    let release = Release { member: member_id(0), node: node_id(0), time: time(3600), chunks };
+    let bytes = vectors.encoding("release", &release, json!({}));
+    vectors.signature("signature of the release", &member(0), Domain::Release, &bytes);
+
+    vectors.page("orders.md");
+    let secret = b"sixteen bytes at least";
+    let orders = [
+        ("retention", Decision::Retention { ms: 86_400_000 }),
+        ("quota of a home", Decision::Quota { home: Some(home()), bytes: Some(1 << 30) }),
+        ("quota of all homes", Decision::Quota { home: None, bytes: Some(1 << 34) }),
+        ("no quota of its own", Decision::Quota { home: Some(home()), bytes: None }),
+        ("invite", Decision::Invite { invite: payload_hash(secret), expires: time(86_400) }),
+    ];
+    let mut first = None;
+    for ((name, what), number) in orders.into_iter().zip(1u64..) {
+        let order = Order { number, what };
+        let bytes = vectors.encoding(&format!("order: {name}"), &order, json!({}));
+        let signature = format!("signature of the order: {name}");
+        let signature = vectors.signature(&signature, &administrator(), Domain::Order, &bytes);
+        let signed = (bytes, vec![(administrator().public_key(), signature)]);
+        assert_eq!(order.sign(&cluster(), &[&administrator()]), signed);
+        first.get_or_insert(signed);
+    }
+    vectors.add(
+        "secret of the invite",
+        json!({"secret": shown(secret), "payload_hash": payload_hash(secret).to_string()}),
+    );
+
+    vectors.page("log.md");
+    let (order, signatures) = first.unwrap();
+    let ops = [
+        ("core version", SystemOp::CoreVersion { version: 2 }),
+        ("next descriptor", SystemOp::NextDescriptor { descriptor: signed_next }),
+        (
+            "next layout",
+            SystemOp::NextLayout { layout: next_layout().sign(&cluster(), &administrator()) },
+        ),
+        ("share proof", SystemOp::ShareProof { proof, signature: proof_signature }),
+        ("order", SystemOp::Order { order, signatures }),
+        ("purge", SystemOp::Purge { inode: file() }),
+    ];
+    for ((name, op), number) in ops.into_iter().zip(3u8..) {
+        let bytes = vectors.encoding(&format!("system op: {name}"), &op, json!({}));
+        assert_eq!(bytes[0], number);
+    }
+}
+
 // -- tests ------------------------------------------------------------------------------------------
 
 fn repository() -> PathBuf {
@@ -1081,7 +1186,7 @@ fn no_two_vectors_of_a_page_have_one_name() {
 #[test]
 fn what_is_not_canonical_does_not_decode() {
     let object = encode(&Object::Head(file()));
-    let unknown = [&[8u8], &object[1..]].concat();
+    let unknown = [&[9u8], &object[1..]].concat();
     assert!(decode::<Object>("object", &unknown).is_err(), "unknown number");
     let upper = encode(&(4u8, "Alice".to_owned()));
     assert!(decode::<Object>("object", &upper).is_err(), "a user name that is none");

@@ -2,16 +2,23 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Server};
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
@@ -30,6 +37,11 @@ pub const ALIVE: &str = "alive";
 
 /// Callers of the plain-text health port at a time: probes, not clients.
 const PLAIN_STREAMS_MAX: u32 = 16;
+/// Connections of the plain-text health port at a time; further ones are closed at once.
+pub const PLAIN_CONNECTIONS_MAX: usize = 64;
+/// How old one of them may become, whatever it does: a probe is done in no time, and a scraper that
+/// keeps its connection makes another.
+pub const PLAIN_CONNECTION_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// Whether the process at the other end says that it wants work.
 pub async fn is_ready(channel: Channel) -> Result<bool, tonic::Status> {
@@ -108,6 +120,26 @@ impl Health {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
+        self.serve_plain_with(listener, shutdown, PLAIN_CONNECTION_AGE_MAX).await
+    }
+
+    /// As [`Self::serve_plain`], with another age.
+    pub async fn serve_plain_with(
+        &self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+        connection_age_max: Duration,
+    ) -> Result<(), tonic::transport::Error> {
+        let seats = Arc::new(Semaphore::new(PLAIN_CONNECTIONS_MAX));
+        let incoming =
+            TcpListenerStream::new(listener).filter_map(move |accepted| match accepted {
+                // Dropping it tells the caller at once.
+                Ok(stream) => {
+                    let seat = Arc::clone(&seats).try_acquire_owned().ok()?;
+                    Some(Ok(PlainStream { stream, _seat: seat }))
+                }
+                Err(error) => Some(Err(error)),
+            });
         let mut router = Routes::new(self.service()).into_axum_router();
         if let Some(metrics) = self.metrics.clone() {
             router = router.route("/metrics", get(async move || scrape(&metrics)));
@@ -115,10 +147,53 @@ impl Health {
         let serving = Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(PLAIN_STREAMS_MAX)
-            .serve_with_incoming(Routes::from(router), TcpListenerStream::new(listener));
+            .max_connection_age(connection_age_max)
+            // Without a grace it would only be asked to end, which it may decline for ever.
+            .max_connection_age_grace(Duration::ZERO)
+            .serve_with_incoming(Routes::from(router), incoming);
         tokio::select! {
             result = serving => result,
             () = shutdown.cancelled() => Ok(()),
         }
+    }
+}
+
+/// A connection without TLS. It counts until it is dropped.
+struct PlainStream {
+    stream: TcpStream,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Connected for PlainStream {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for PlainStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for PlainStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

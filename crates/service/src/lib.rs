@@ -15,6 +15,7 @@ pub mod identity;
 pub mod memory;
 pub mod metrics;
 pub mod one_box;
+pub mod pace;
 pub mod peer;
 pub mod retry;
 pub mod server;

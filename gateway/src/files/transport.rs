@@ -157,6 +157,10 @@ impl Transport for InProcess {
         Box::pin(self.login_step(request, |request| self.members.finish_login(request)))
     }
 
+    fn get_keyring(&self, request: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse> {
+        Box::pin(self.call(None, request, |request| self.members.get_keyring(request)))
+    }
+
     fn get_sealed_session(
         &self,
         request: pb::GetSealedSessionRequest,

@@ -34,6 +34,7 @@ use crate::snapshot::{Header, stream};
 use crate::store::{Meta, View, WriteFault, all_rows};
 
 mod kit;
+mod listings;
 
 fn reason(status: &Status) -> String {
     reason_of(status).map(|reason| reason.code).unwrap_or_default()

@@ -1,16 +1,18 @@
 //! Tests of what is asked of whom. The loop itself is tested with whole nodes, in `run/tests.rs`.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::kit;
 
 fn node(number: u8) -> NodeId {
     NodeId::from_bytes([number; 16])
 }
 
 /// Three nodes that hold everything.
-fn layout() -> Layout {
-    let table = (0..3 << 10).map(|at| at % 3).collect();
-    Layout::new(1, 10, 3, vec![node(1), node(2), node(3)], table).unwrap()
+fn layout() -> [Layout; 1] {
+    [kit::layout(1, &[node(1), node(2), node(3)])]
 }
 
 fn siblings(reachable: [bool; 2]) -> BTreeMap<NodeId, Sibling> {
@@ -67,4 +69,68 @@ fn rounds_go_through_all_that_is_missing() {
     }
     rounds.sort_unstable();
     assert_eq!(rounds, all);
+}
+
+/// All nodes of `numbers`, and whether they are there.
+fn there(numbers: &[u8]) -> BTreeMap<NodeId, Sibling> {
+    let sibling = Sibling { address: "127.0.0.1:1".to_owned(), reachable: true };
+    numbers.iter().map(|number| (node(*number), sibling.clone())).collect()
+}
+
+/// Goal: a chunk is looked for where it most likely is, and in the end everywhere. Method: a layout and
+/// two former ones, and nodes that none of them names.
+#[test]
+fn holders_are_asked_first_then_former_ones_and_then_all_others_in_turns() {
+    let layouts = [
+        kit::layout(3, &[node(1), node(2), node(3)]),
+        kit::layout(2, &[node(2), node(4), node(1)]),
+        kit::layout(1, &[node(5)]),
+    ];
+    for chunk in missing(20) {
+        let siblings = there(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        let asked: Vec<NodeId> = (0..15)
+            .map(|pass| whom_to_ask(&layouts, node(1), &siblings, &chunk, pass).unwrap())
+            .collect();
+        let mut others = BTreeSet::new();
+        for cycle in asked.chunks(5) {
+            assert_eq!(BTreeSet::from([cycle[0], cycle[1]]), BTreeSet::from([node(2), node(3)]));
+            assert_eq!(cycle[2..4], [node(4), node(5)], "the newest of the former ones first");
+            others.insert(cycle[4]);
+        }
+        assert_eq!(others, BTreeSet::from([node(6), node(7), node(8)]));
+        // Where no holder is there, others are asked at once.
+        let asked = |pass| whom_to_ask(&layouts, node(1), &there(&[1, 6, 7]), &chunk, pass);
+        assert_ne!(asked(0), asked(1));
+        let siblings = there(&[1]);
+        assert_eq!(whom_to_ask(&layouts, node(1), &siblings, &chunk, 0), None);
+    }
+}
+
+#[test]
+fn live_holders_are_those_of_all_layouts_but_this_node() {
+    let layouts = [kit::layout(2, &[node(1), node(2)]), kit::layout(1, &[node(2), node(3)])];
+    let chunk = missing(1)[0];
+    for (siblings, expected) in
+        [(&[][..], 0), (&[1, 4][..], 0), (&[1, 2][..], 1), (&[1, 2, 3, 4][..], 2)]
+    {
+        let found = live_holders(&layouts, node(1), &there(siblings), &chunk);
+        assert_eq!(found, expected, "{siblings:?}");
+    }
+}
+
+/// Goal: what is in the greatest danger comes first. Method: the turns of two passes.
+#[test]
+fn those_with_the_fewest_live_holders_have_the_first_turn() {
+    let chunk = missing(1)[0];
+    let mut turn = Turn::default();
+    let mut turns = Vec::new();
+    for _ in 0..2 * (HOLDERS_COUNTED_MAX + 1) {
+        turn = turn.after(Some(chunk));
+        turns.push((turn.pass, turn.holders, turn.from));
+        turn = turn.after(None);
+    }
+    let expected: Vec<_> = (0..2)
+        .flat_map(|pass| (0..=HOLDERS_COUNTED_MAX).map(move |holders| (pass, holders, Some(chunk))))
+        .collect();
+    assert_eq!(turns, expected);
 }

@@ -5,6 +5,7 @@ use coffer_model::chunk::ShardKey;
 use coffer_model::encoding::encode;
 use coffer_model::hash::Hash;
 use coffer_model::id::{ClusterId, InodeId, MemberId, PrincipalId};
+use coffer_model::layout::Layout;
 use coffer_model::session::{CertificateHash, PROOF_HEADER, SessionProof};
 use coffer_model::signing::{Domain, Signer};
 use coffer_model::ticket::{Leave, Ticket};
@@ -52,19 +53,30 @@ impl Bench {
     fn offering(capacity_bytes: u64) -> Self {
         let (platter, index) = (Platter::default(), tempfile::tempdir().unwrap());
         let sizes = Sizes { segment_bytes: 8 << 20, capacity_bytes };
-        let opened = kit::open_with(NODE, platter.clone(), index.path(), sizes).unwrap();
-        let descriptor = Arc::new(kit::descriptor(
+        let opened =
+            kit::open_with(NODE, platter.clone(), &index.path().join("index"), sizes).unwrap();
+        let descriptor = kit::descriptor(
             vec![kit::member(MEMBER, &member(), "127.0.0.1:1")],
             vec![kit::storage_node(NODE, Key::of_node().public_key())],
-        ));
-        let door = Door::new(CLUSTER, Arc::clone(&descriptor));
-        let (clock, layout) = (Arc::new(LogClock::default()), Arc::default());
-        let served = Served::new(opened.store.clone(), door, clock, descriptor, layout);
+        );
+        let cluster = kit::cluster(index.path(), descriptor);
+        let clock = Arc::new(LogClock::default());
+        let served = Served::new(opened.store.clone(), clock, cluster, NODE);
         Self { service: Service(Arc::new(served)), platter, opened, _index: index }
     }
 
     async fn put(&self, ticket: Vec<u8>, chunks: Vec<Bytes>) -> Result<Vec<pb::Stored>, Status> {
-        let message = pb::PutChunksRequest { ticket: ticket.into(), chunks, layout_version: 0 };
+        self.put_by(0, ticket, chunks).await
+    }
+
+    /// Puts chunks that were placed by the layout of a version.
+    async fn put_by(
+        &self,
+        layout_version: u64,
+        ticket: Vec<u8>,
+        chunks: Vec<Bytes>,
+    ) -> Result<Vec<pb::Stored>, Status> {
+        let message = pb::PutChunksRequest { ticket: ticket.into(), chunks, layout_version };
         let answer = self.service.put_chunks(proven(message, &proof())).await?;
         Ok(answer.into_inner().stored)
     }
@@ -438,4 +450,85 @@ async fn copies_are_for_storage_nodes_with_a_certificate() {
     let request = Request::new(PullChunksRequest { chunk_ids: as_bytes(&[chunk(1, 10).id()]) });
     let answer = bench.service.pull_chunks(request).await;
     assert_refused(answer, Code::PermissionDenied, "NOT_A_SIBLING");
+}
+
+/// Goal: what the layout gives to others is not taken from a gateway that has not heard of it, for
+/// nobody would look for it here. Method: layouts that give a chunk to this node or not, as of a caller
+/// that is behind, ahead or even.
+#[tokio::test]
+async fn what_no_layout_gives_to_this_node_is_refused_unless_the_caller_knows_better() {
+    let bench = Bench::new();
+    let a = std::slice::from_ref(&chunk(1, 100)).to_vec();
+    let elsewhere = NodeId::from_bytes([9; 16]);
+    let learn = |current: &Layout, former: &[&Layout]| {
+        let sign = |layout: &Layout| Bytes::from(layout.sign(&CLUSTER, &kit::administrator()));
+        let former: Vec<Bytes> = former.iter().map(|layout| sign(layout)).collect();
+        bench.service.0.cluster.learn_layouts(&sign(current), &former).unwrap();
+    };
+    let put = async |version| bench.put_by(version, write(), bytes(&a)).await;
+    let check = async |version: u64, refused: bool| {
+        let answer = put(version).await;
+        if refused {
+            assert_refused(answer, Code::FailedPrecondition, "NOT_A_HOLDER");
+        } else {
+            assert_eq!(answer.unwrap().len(), 1, "placed by {version}");
+        }
+    };
+    // It knows none yet, and so is behind everybody.
+    check(1, false).await;
+    learn(&kit::layout(1, &[NODE]), &[]);
+    check(1, false).await;
+    let (ours, theirs) = (kit::layout(1, &[NODE]), kit::layout(2, &[elsewhere]));
+    learn(&theirs, &[&ours]);
+    for (version, refused) in [(0, false), (1, false), (2, false), (3, false)] {
+        check(version, refused).await;
+    }
+    learn(&theirs, &[]);
+    for (version, refused) in [(0, false), (1, true), (2, true), (3, false)] {
+        check(version, refused).await;
+    }
+    // What was refused is not charged to the ticket.
+    let exact = writing(100).sign(&member());
+    let refused = bench.put_by(2, exact.clone(), bytes(&a)).await;
+    assert_refused(refused, Code::FailedPrecondition, "NOT_A_HOLDER");
+    bench.put_by(3, exact, bytes(&a)).await.unwrap();
+    // A member that is behind does not bring back what is retired.
+    learn(&theirs, &[&ours]);
+    learn(&ours, &[]);
+    check(2, true).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_taken_out_serves_nobody() {
+    let bench = Bench::new();
+    let a = chunk(1, 100);
+    bench.put(write(), bytes(std::slice::from_ref(&a))).await.unwrap();
+    let denied = Code::PermissionDenied;
+    bench.service.0.cluster.disown(true);
+    let ids = [a.id()];
+    assert_refused(bench.get(read(&ids), &ids).await, denied, "NOT_IN_DESCRIPTOR");
+    assert_refused(bench.put(write(), Vec::new()).await, denied, "NOT_IN_DESCRIPTOR");
+    assert_refused(bench.renew(write(), &ids).await, denied, "NOT_IN_DESCRIPTOR");
+    let request = Request::new(PullChunksRequest { chunk_ids: as_bytes(&ids) });
+    assert_refused(bench.service.pull_chunks(request).await, denied, "NOT_IN_DESCRIPTOR");
+    bench.service.0.cluster.disown(false);
+    bench.get(read(&ids), &ids).await.unwrap();
+}
+
+/// A member that the descriptor in force does not name signs no tickets.
+#[tokio::test]
+async fn tickets_are_those_of_the_members_in_force() {
+    let bench = Bench::new();
+    let descriptor = bench.service.0.cluster.view().descriptor;
+    let other = Key::of(8);
+    let (_, signed) = kit::next_descriptor(&CLUSTER, &descriptor, |next| {
+        next.members = vec![kit::member(MemberId::from_u64(8), &other, "127.0.0.1:2")];
+    });
+    let ticket = || Ticket { member: MemberId::from_u64(8), ..writing(10) };
+    let denied = Code::PermissionDenied;
+    assert_refused(bench.put(ticket().sign(&other), Vec::new()).await, denied, "TICKET_FORGED");
+    bench.service.0.cluster.learn_descriptors(&[signed]).unwrap();
+    bench.put(ticket().sign(&other), Vec::new()).await.unwrap();
+    let former = writing(11).sign(&member());
+    assert_refused(bench.put(former, Vec::new()).await, denied, "TICKET_FORGED");
 }

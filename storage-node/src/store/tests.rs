@@ -1,6 +1,7 @@
 //! Tests of the store: on real files, and on a disk that fails.
 #![allow(clippy::unwrap_used)]
 
+mod forgetting;
 pub(crate) mod platter;
 mod quarantine;
 mod recovery;

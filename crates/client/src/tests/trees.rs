@@ -10,11 +10,11 @@ use std::sync::Arc;
 use super::{MIB, World, noise, path};
 use crate::error::ClientError;
 use crate::local::{LocalDir, Unfinished};
-use crate::options::{GetOptions, PutTreeOptions};
-use crate::progress::{Silent, TreeReport};
+use crate::options::{GetOptions, PutOptions, PutTreeOptions};
+use crate::progress::{Progress, Silent, TreeReport};
 
 /// What can be compared of a tree: path, kind and mode, time, content.
-fn shape(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
+pub(super) fn shape(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
     let mut shape = Vec::new();
     let mut open = vec![root.to_owned()];
     while let Some(dir) = open.pop() {
@@ -38,7 +38,7 @@ fn shape(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
 }
 
 /// A tree with everything a tree may have.
-fn plant(root: &Path) {
+pub(super) fn plant(root: &Path) {
     fs::create_dir_all(root.join("empty")).unwrap();
     fs::create_dir_all(root.join("deep/er/and/deeper")).unwrap();
     for number in 0..150 {
@@ -215,4 +215,101 @@ async fn one_file_is_fetched_whole_or_not_at_all() {
     let names: Vec<_> =
         fs::read_dir(world.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["got"]);
+}
+
+/// Proves S10 of docs/semantics.md.
+/// Goal: nothing is lost silently where the local file system takes two names for one. Method: the walk
+/// is told that its target does; with `overwrite` too, only one of each takes the name, and directories
+/// are not mixed.
+#[tokio::test]
+async fn names_that_differ_only_in_case_are_reported_where_they_are_one() {
+    let world = World::new().await;
+    for name in ["Readme", "README", "readme", "stra\u{df}e", "STRASSE", "\u{c4}", "\u{e4}", "b"] {
+        world.put(&format!("/ada/{name}"), name.as_bytes()).await;
+    }
+    for (dir, file) in [("Dir", "x"), ("dir", "y")] {
+        world.session.mkdir(&path(&format!("/ada/{dir}")), false).await.unwrap();
+        world.put(&format!("/ada/{dir}/{file}"), b"z").await;
+    }
+    for (folds_case, overwrite, got, failed) in
+        [(false, false, 10, 0), (true, false, 5, 5), (true, true, 5, 5)]
+    {
+        let copy = tempfile::tempdir().unwrap();
+        let at = copy.path().to_owned();
+        let make = move || Ok((Arc::new(LocalDir::open(&at)?), folds_case));
+        let options = GetOptions { overwrite, ..GetOptions::standard() };
+        let silent = Arc::new(Silent);
+        let home = path("/ada");
+        let report = world.session.get_tree_into(&home, make, &options, silent).await.unwrap();
+        assert_eq!((report.files, report.failed), (got, failed), "{:?}", report.failures);
+        for (name, error) in &report.failures {
+            assert!(matches!(error, ClientError::Exists { .. }), "{name}: {error}");
+            assert!(error.to_string().contains("only in case"), "{error}");
+        }
+        // Whoever has a name has it with all that is in it.
+        for entry in fs::read_dir(copy.path()).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                assert_eq!(fs::read_dir(entry.path()).unwrap().count(), 1);
+            } else {
+                assert_eq!(fs::read(entry.path()).unwrap(), entry.file_name().as_bytes());
+            }
+        }
+    }
+}
+
+/// The file system of the tests keeps case apart, and trying it out leaves nothing behind.
+#[test]
+fn whether_case_is_folded_is_tried_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = Arc::new(LocalDir::open(dir.path()).unwrap());
+    assert!(!open.folds_case().unwrap());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Does something to a file once it is open and before it is read.
+struct Meddler<F>(F);
+
+impl<F: Fn() + Send + Sync> Progress for Meddler<F> {
+    fn found(&self, _files: u64, _bytes: u64) {
+        (self.0)();
+    }
+}
+
+/// Proves S4 of docs/semantics.md.
+/// Goal: what becomes of a local file while it is put never makes a version that is neither the old
+/// nor the new one. Method: the file is meddled with after it was opened and before its first byte is
+/// read. Small files go with the change, large ones as chunks.
+#[tokio::test]
+async fn a_file_is_meddled_with_while_it_is_put() {
+    let world = World::new().await;
+    let local = world.dir.path().join("file");
+    let other = world.dir.path().join("other");
+    for (name, length) in [("small", 1000), ("large", 3 * MIB)] {
+        let (old, new) = (noise(length, 1), noise(length, 2));
+        let target = path(&format!("/ada/{name}"));
+        let try_put = async |meddle: &(dyn Fn() + Send + Sync)| {
+            fs::write(&local, &old).unwrap();
+            let options = PutOptions::standard();
+            world.session.put_file(&local, &target, &options, &Meddler(meddle)).await
+        };
+        // Another file takes its name: the open one is read to its end.
+        let replace = || {
+            fs::write(&other, &new).unwrap();
+            fs::rename(&other, &local).unwrap();
+        };
+        assert_eq!(try_put(&replace).await.unwrap().version, 1);
+        assert!(world.get(target.to_string().as_str()).await.unwrap() == old);
+        // It is removed.
+        assert_eq!(try_put(&|| fs::remove_file(&local).unwrap()).await.unwrap().version, 2);
+        assert!(world.get(target.to_string().as_str()).await.unwrap() == old);
+        // It grows: what was there when it was opened is put.
+        let grow = || fs::write(&local, [&old[..], b"more"].concat()).unwrap();
+        assert_eq!(try_put(&grow).await.unwrap().version, 3);
+        assert!(world.get(target.to_string().as_str()).await.unwrap() == old);
+        // It is cut short: there is no version of it.
+        let cut = || fs::write(&local, &old[..length / 2]).unwrap();
+        let refused = try_put(&cut).await.unwrap_err();
+        assert!(matches!(refused, ClientError::SourceChanged { .. }), "{refused:?}");
+        assert_eq!(try_put(&|| ()).await.unwrap().version, 4);
+    }
 }

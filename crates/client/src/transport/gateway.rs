@@ -7,6 +7,7 @@ use std::time::Duration;
 use coffer_model::session::PROOF_HEADER;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::v1 as pb;
+use coffer_proto::v1::admin_service_client::AdminServiceClient;
 use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
@@ -79,6 +80,54 @@ impl GatewayTransport {
         ChunkServiceClient::new(self.chunks[at].clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.directory.clone())
+    }
+
+    pub(crate) async fn change_descriptor(
+        &self,
+        request: pb::ChangeDescriptorRequest,
+    ) -> Result<pb::ChangeDescriptorResponse, Status> {
+        let send = move |request| {
+            let mut client = self.admin();
+            async move { client.change_descriptor(request).await }
+        };
+        self.call(None, CALL_TIMEOUT, request, send).await
+    }
+
+    pub(crate) async fn change_layout(
+        &self,
+        request: pb::ChangeLayoutRequest,
+    ) -> Result<pb::ChangeLayoutResponse, Status> {
+        let send = move |request| {
+            let mut client = self.admin();
+            async move { client.change_layout(request).await }
+        };
+        self.call(None, CALL_TIMEOUT, request, send).await
+    }
+
+    pub(crate) async fn find_home(
+        &self,
+        request: pb::FindHomeRequest,
+    ) -> Result<pb::FindHomeResponse, Status> {
+        let send = move |request| {
+            let mut client = self.admin();
+            async move { client.find_home(request).await }
+        };
+        self.call(None, CALL_TIMEOUT, request, send).await
+    }
+
+    pub(crate) async fn give_order(
+        &self,
+        request: pb::GiveOrderRequest,
+    ) -> Result<pb::GiveOrderResponse, Status> {
+        let send = move |request| {
+            let mut client = self.admin();
+            async move { client.give_order(request).await }
+        };
+        self.call(None, CALL_TIMEOUT, request, send).await
     }
 
     /// Sends `message` until it is answered, its failure is final, or time is up.
@@ -183,6 +232,13 @@ impl Transport for GatewayTransport {
         Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
             let mut client = self.login();
             async move { client.finish_login(request).await }
+        }))
+    }
+
+    fn get_keyring(&self, request: pb::GetKeyringRequest) -> Answer<'_, pb::GetKeyringResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.login();
+            async move { client.get_keyring(request).await }
         }))
     }
 

@@ -17,14 +17,16 @@ use coffer_model::object::{
     VAULT_MEMBERS_MAX, VaultLeaf, WRAP_BYTES_MAX,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op, Rejection, Rule};
+use coffer_model::order::{INVITE_SECRET_BYTES_MAX, INVITE_SECRET_BYTES_MIN};
 use coffer_model::session::CertificateHash;
 use coffer_model::time::LogTime;
 
 use crate::apply::tree::{directory, inode_state, live_place};
-use crate::apply::{Context, Stop, certificate_times_fit, charge, open_session};
+use crate::apply::{Context, Stop, add_usage, certificate_times_fit, charge, gone, open_session};
+use crate::query;
 use crate::state::{
-    CORE_VERSION_CHANGES, InodeState, OpRef, Row, Usage, entry_key, load, meta, page_key, row_key,
-    staged_key, store, trash_key, version_key,
+    CORE_VERSION_CHANGES, Gone, InodeState, OpRef, Row, Usage, entry_key, inode_usage_key, load,
+    meta, page_key, row_key, staged_key, store, trash_key, version_key,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -135,7 +137,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if leaf.principal != header.principal || leaf.identity != header.key {
             return Err(Rejection::Denied.into());
         }
-        if !self.context.open_registration {
+        if !self.use_invite(leaf.invite.as_ref())? && !self.context.open_registration {
             return Err(Rejection::InviteRequired.into());
         }
         let taken = self.tables.get(Table::Users, user.key.as_str().as_bytes())?.is_some()
@@ -146,9 +148,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if user.expected.is_some() || vault.expected.is_some() || attrs.expected.is_some() {
             return Err(invalid(Rule::UserIsNew));
         }
-        if inode_state(self.tables, &leaf.home)?.is_some() {
-            return Err(Rejection::InodeExists.into());
-        }
+        self.claim_inode(&leaf.home)?;
         if leaf.keyring_epoch != 1 {
             return Err(invalid(Rule::FirstEpoch));
         }
@@ -184,7 +184,23 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         self.tables.put(Table::Users, user.key.as_str().as_bytes(), store(&row));
         self.put_vault(vault)?;
         self.put_attrs(attrs, None)?;
-        self.charge(&leaf.home, ENTRY_BYTES, 1, 0)
+        self.charge(&leaf.home, &leaf.home, Usage { bytes: ENTRY_BYTES, inodes: 1, rows: 0 })
+    }
+
+    /// Uses the invite up, if it is one that counts and its secret has come along.
+    fn use_invite(&mut self, invite: Option<&Hash>) -> Result<bool, Stop> {
+        let Some(invite) = invite.filter(|_| self.context.core_version >= CORE_VERSION_CHANGES)
+        else {
+            return Ok(false);
+        };
+        let expires: Option<LogTime> = load(self.tables, Table::Invites, invite.as_bytes())?;
+        let secret = self.context.blobs.get(invite).map_or(0, |secret| secret.len());
+        let counts = expires.is_some_and(|expires| expires > self.context.time)
+            && (INVITE_SECRET_BYTES_MIN..=INVITE_SECRET_BYTES_MAX).contains(&secret);
+        if counts {
+            self.tables.delete(Table::Invites, invite.as_bytes());
+        }
+        Ok(counts)
     }
 
     fn update_user(&mut self, user: &Change<UserName, UserLeaf>) -> Result<(), Stop> {
@@ -347,9 +363,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             return Err(invalid(Rule::OneInode));
         }
         let standing = self.free_name(entry)?;
-        if inode_state(self.tables, &leaf.inode)?.is_some() {
-            return Err(Rejection::InodeExists.into());
-        }
+        self.claim_inode(&leaf.inode)?;
         if let Some(standing) = standing {
             self.keep_in_trash(key, standing)?;
         }
@@ -368,7 +382,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if let Some(head) = head {
             self.put_head(head, &home)?;
         }
-        self.charge(&home, ENTRY_BYTES, 1, 0)
+        self.charge(&home, &leaf.inode, Usage { bytes: ENTRY_BYTES, inodes: 1, rows: 0 })
     }
 
     fn commit(
@@ -405,6 +419,15 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             }
             if state.kind == Kind::Directory {
                 return Err(Rejection::IsADirectory.into());
+            }
+        } else {
+            if gone::purge_has_begun(self.tables, &key.inode)? {
+                return Err(Rejection::NotFound.into());
+            }
+            // What nobody makes a file of is purged some day.
+            if self.context.core_version >= CORE_VERSION_CHANGES {
+                let since = self.context.time;
+                gone::put(self.tables, &key.inode, &Gone { since, purge: None })?;
             }
         }
         let stored_key = staged_key(key);
@@ -494,7 +517,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         if !replaced_live {
             self.count_children(&to.key.directory, 1)?;
         }
-        self.charge(&home, ENTRY_BYTES, 0, 0)
+        self.charge(&home, &inode, Usage { bytes: ENTRY_BYTES, inodes: 0, rows: 0 })
     }
 
     /// Whether a rename may put something in the place of `target`.
@@ -539,6 +562,9 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             return Err(invalid(Rule::RestoredIsLive));
         }
         let mut state = inode_state(self.tables, &leaf.inode)?.ok_or(Rejection::NotFound)?;
+        if gone::purge_has_begun(self.tables, &leaf.inode)? {
+            return Err(Rejection::NotFound.into());
+        }
         if state.home != home {
             return Err(Rejection::CrossHome.into());
         }
@@ -553,7 +579,8 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             None => {}
         }
         if payload.is_none() {
-            self.charge(&home, ENTRY_BYTES, 0, 0)?;
+            let name = Usage { bytes: ENTRY_BYTES, inodes: 0, rows: 0 };
+            self.charge(&home, &leaf.inode, name)?;
         }
         if let Some(parent) = &state.parent {
             self.tables.delete(Table::Trash, &trash_key(&parent.directory, &leaf.inode));
@@ -562,6 +589,9 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         state.parent = Some(*key);
         state.linked = true;
         self.tables.put(Table::Inodes, leaf.inode.as_bytes(), store(&state));
+        if gone::take(self.tables, &leaf.inode)? {
+            gone::count(self.tables, -1)?;
+        }
         self.count_children(&key.directory, 1)
     }
 
@@ -587,6 +617,17 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             return Err(Rejection::TooDeep.into());
         }
         Ok(place.home)
+    }
+
+    /// Takes an id for a new inode. Partial versions that were staged for it are its own from now on,
+    /// and wait for no purge.
+    fn claim_inode(&mut self, inode: &InodeId) -> Result<(), Stop> {
+        if inode_state(self.tables, inode)?.is_some() || gone::purge_has_begun(self.tables, inode)?
+        {
+            return Err(Rejection::InodeExists.into());
+        }
+        gone::take(self.tables, inode)?;
+        Ok(())
     }
 
     /// The live entry a change starts from.
@@ -640,6 +681,9 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         let mut state = inode_state(self.tables, inode)?.ok_or(Rejection::NotFound)?;
         state.linked = false;
         self.tables.put(Table::Inodes, inode.as_bytes(), store(&state));
+        if self.context.core_version >= CORE_VERSION_CHANGES {
+            gone::lost_its_name(self.tables, inode, self.context.time)?;
+        }
         Ok(())
     }
 
@@ -728,7 +772,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             return Err(invalid(Rule::RestoredVersion));
         }
         let payload = self.context.payload(&leaf.payload, None)?;
-        self.charge(home, length(&payload), 0, 0)?;
+        self.charge(home, inode, Usage { bytes: length(&payload), inodes: 0, rows: 0 })?;
         if head.base == Base::Staged {
             let key = coffer_model::object::StagedKey { inode: *inode, write: leaf.write };
             self.tables.delete(Table::Staged, &staged_key(&key));
@@ -814,7 +858,7 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
             }
             self.tables.put(Table::Meta, meta::FEED, store(&position));
         }
-        self.charge(home, bytes, 0, position - first)
+        self.charge(home, inode, Usage { bytes, inodes: 0, rows: position - first })
     }
 
     /// The changed slots that came with this op.
@@ -822,9 +866,21 @@ impl<'c, T: Tables> Step<'_, 'c, T> {
         self.context.slots.get(&self.at.index).copied().unwrap_or_default()
     }
 
-    fn charge(&mut self, home: &InodeId, bytes: u64, inodes: u64, rows: u64) -> Result<(), Stop> {
-        self.charged = self.charged.saturating_add(bytes);
-        Ok(charge(self.tables, home, Usage { bytes, inodes, rows })?)
+    /// Charges a home for an inode. Nothing is refused for its quota that costs nothing.
+    fn charge(&mut self, home: &InodeId, inode: &InodeId, more: Usage) -> Result<(), Stop> {
+        self.charged = self.charged.saturating_add(more.bytes);
+        charge(self.tables, home, more)?;
+        if self.context.core_version < CORE_VERSION_CHANGES {
+            return Ok(());
+        }
+        add_usage(self.tables, Table::InodeUsage, &inode_usage_key(inode, home), more)?;
+        if more.bytes > 0 {
+            let used = query::usage(self.tables, home)?.bytes;
+            if query::quota(self.tables, home)?.is_some_and(|quota| used > quota) {
+                return Err(Rejection::QuotaExceeded.into());
+            }
+        }
+        Ok(())
     }
 
     fn row<L: Clone>(

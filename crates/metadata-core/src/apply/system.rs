@@ -6,14 +6,15 @@ use coffer_model::encoding::{decode, encode};
 use coffer_model::layout::Layout;
 use coffer_model::log::{ClockReading, LogBody, NodeReport, SystemOp};
 use coffer_model::merkle::Frontier;
+use coffer_model::order::{Decision, Order};
 use coffer_model::share::ShareProof;
-use coffer_model::signing::{Domain, Signature};
+use coffer_model::signing::{Domain, PublicKey, Signature};
 use coffer_model::time::LogTime;
 
-use crate::apply::{append, cluster, core_version};
+use crate::apply::{append, cluster, core_version, purge};
 use crate::state::{
-    CORE_VERSION, CORE_VERSION_CHANGES, CORE_VERSION_MAX, FORMER_LAYOUTS_MAX, Layouts, load, meta,
-    store,
+    CORE_VERSION, CORE_VERSION_CHANGES, CORE_VERSION_MAX, FORMER_LAYOUTS_MAX, InodeState, Layouts,
+    load, meta, store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -40,7 +41,10 @@ pub(crate) fn apply<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result
         SystemOp::ShareProof { proof, signature } => {
             share_proof(tables, proof, signature)?.then_some(time)
         }
-        SystemOp::Order { .. } | SystemOp::Purge { .. } => None,
+        SystemOp::Order { order: bytes, signatures } => {
+            order(tables, bytes, signatures)?.then_some(time)
+        }
+        SystemOp::Purge { inode } => purge::step(tables, inode, time)?.then_some(time),
     };
     if let Some(time) = applied_at {
         let mut frontier: Frontier = load(tables, Table::Meta, meta::FRONTIER)?.unwrap_or_default();
@@ -193,5 +197,44 @@ fn everybody_has_proven(tables: &impl Tables, layouts: &Layouts) -> Result<bool,
             return Ok(false);
         }
     }
+    Ok(true)
+}
+
+fn order<T: Tables>(
+    tables: &mut Overlay<T>,
+    bytes: &[u8],
+    signatures: &[(PublicKey, Signature)],
+) -> Result<bool, TableError> {
+    let Some((descriptor, cluster)) = cluster(tables)? else { return Ok(false) };
+    let Ok(order) = decode::<Order>("order", bytes) else { return Ok(false) };
+    let last: u64 = load(tables, Table::Meta, meta::ORDER_NUMBER)?.unwrap_or(0);
+    if last.checked_add(1) != Some(order.number)
+        || !descriptor.approves(Domain::Order, &cluster, bytes, signatures)
+    {
+        return Ok(false);
+    }
+    match order.what {
+        Decision::Retention { ms } => tables.put(Table::Meta, meta::RETENTION, store(&ms)),
+        Decision::Quota { home, bytes } => {
+            let (table, key) = match &home {
+                Some(home) => (Table::Quotas, home.as_bytes().as_slice()),
+                None => (Table::Meta, meta::QUOTA),
+            };
+            if let Some(home) = home {
+                let state: Option<InodeState> = load(tables, Table::Inodes, home.as_bytes())?;
+                if state.is_none_or(|state| state.home != home) {
+                    return Ok(false);
+                }
+            }
+            match bytes {
+                Some(bytes) => tables.put(table, key, store(&bytes)),
+                None => tables.delete(table, key),
+            }
+        }
+        Decision::Invite { invite, expires } => {
+            tables.put(Table::Invites, invite.as_bytes(), store(&expires));
+        }
+    }
+    tables.put(Table::Meta, meta::ORDER_NUMBER, store(&order.number));
     Ok(true)
 }

@@ -57,8 +57,9 @@ pub fn feed(
 }
 
 /// The chunks of a node's partitions after a chunk, by any of the layouts, in order of their ids, each
-/// once, with the first of its rows; and up to where was looked, if that is not the end. What lies in
-/// other partitions is passed over unread.
+/// once, with the first of its rows (whose length is what a user said: only the chunk itself proves
+/// one); and up to where was looked, if that is not the end. What lies in other partitions is passed
+/// over unread.
 pub fn rows_of(
     tables: &impl Tables,
     layouts: &[Layout],

@@ -26,7 +26,7 @@ fn scene() -> (Cluster, User, Draft) {
 
 fn make_scene() -> (Cluster, User, Draft) {
     let mut cluster = Cluster::new();
-    let mut alice = User::join(&mut cluster, "alice");
+    let mut alice = User::join_at_gateway(&mut cluster, "alice");
     let mut draft = Draft::new();
     for name in ["docs", "empty", "gone"] {
         draft.create_directory(&cluster, key(alice.home, name), inode(name));
@@ -45,6 +45,7 @@ fn make_scene() -> (Cluster, User, Draft) {
     draft.rename(&cluster, key(alice.home, "empty"), key(inode("docs"), "e"));
     draft.undelete(&cluster, key(alice.home, "gone"), inode("gone"), Kind::Directory);
     draft.remove(&cluster, key(alice.home, "docs"), false);
+    draft.seal_session(alice.certificate, None, "keys");
     (cluster, alice, draft)
 }
 
@@ -177,9 +178,22 @@ proptest! {
         let reply = cluster.apply(&Command::Submission(bytes.clone()));
         prop_assert!(matches!(reply, Reply::Refused(BundleRejection::Malformed(_))));
         prop_assert_eq!(&cluster.tables, &before);
-        let genesis = SystemOp::Genesis { descriptor: bytes.clone(), layout: bytes };
-        cluster.system(genesis);
-        prop_assert_eq!(&cluster.tables, &before);
+        let signature = cluster.admin.sign(Domain::Order, &cluster.id, &bytes);
+        let ops = [
+            SystemOp::Genesis { descriptor: bytes.clone(), layout: bytes.clone() },
+            SystemOp::NodeReport { report: bytes.clone(), signature },
+            SystemOp::NextDescriptor { descriptor: bytes.clone() },
+            SystemOp::NextLayout { layout: bytes.clone() },
+            SystemOp::ShareProof { proof: bytes.clone(), signature },
+            SystemOp::Order {
+                order: bytes,
+                signatures: vec![(cluster.admin_key(), signature)],
+            },
+        ];
+        for op in ops {
+            cluster.system(op);
+            prop_assert_eq!(&cluster.tables, &before);
+        }
     }
 
     /// Bytes that decode are the encoding of what they decode to, for everything that is signed,

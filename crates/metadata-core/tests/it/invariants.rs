@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use borsh::BorshDeserialize;
 use coffer_metadata_core::query::{self, op_proof};
-use coffer_metadata_core::state::{InodeState, LoggedOp, OpRef, Repeat, Row, Usage, meta};
+use coffer_metadata_core::state::{Gone, InodeState, LoggedOp, OpRef, Repeat, Row, Usage, meta};
 use coffer_metadata_core::{MemoryTables, Table};
 use coffer_model::encoding::decode;
 use coffer_model::hash::{Hash, payload_hash};
@@ -42,6 +42,8 @@ struct State {
     rows: BTreeMap<u64, ChunkRow>,
     feed: BTreeMap<u64, ChunkRow>,
     usage: BTreeMap<InodeId, Usage>,
+    inode_usage: BTreeMap<(InodeId, InodeId), Usage>,
+    gone: BTreeMap<InodeId, Gone>,
     log: Vec<LogEntry>,
 }
 
@@ -114,8 +116,17 @@ impl State {
             rows,
             feed: table(tables, Table::Feed, number),
             usage: table(tables, Table::Usage, inode),
+            inode_usage: table(tables, Table::InodeUsage, |key| {
+                (inode(&key[..16]), inode(&key[16..]))
+            }),
+            gone: table(tables, Table::Gone, inode),
             log: log.into_values().collect(),
         }
+    }
+
+    /// Whether the purge of an inode has begun.
+    fn purging(&self, inode: &InodeId) -> bool {
+        self.gone.get(inode).is_some_and(|gone| gone.purge.is_some())
     }
 
     /// The way from an inode up to its home's root.
@@ -141,6 +152,7 @@ impl Checker {
         check_tree(&state);
         check_content(&state);
         check_usage(tables, &state);
+        check_gone(tables, &state);
         check_log(tables, &state);
         check_indices(tables, &state);
         self.check_proofs(tables, &state);
@@ -217,7 +229,11 @@ impl Checker {
 fn check_tree(state: &State) {
     let mut live_below: BTreeMap<InodeId, u64> = BTreeMap::new();
     for (key, row) in &state.entries {
-        let inode = &state.inodes[&row.leaf.inode];
+        assert!(state.inodes.contains_key(&key.directory), "{key:?}: in what was purged");
+        let Some(inode) = state.inodes.get(&row.leaf.inode) else {
+            assert_ne!(row.leaf.state, EntryState::Live, "{key:?}: a name of what was purged");
+            continue;
+        };
         assert_eq!(inode.kind, row.leaf.kind, "{key:?}: a name of another kind");
         assert_eq!(state.inodes[&key.directory].kind, Kind::Directory, "{key:?}: in a file");
         assert_eq!(state.inodes[&key.directory].home, inode.home, "{key:?}: in another home");
@@ -242,21 +258,27 @@ fn check_tree(state: &State) {
         }
         let above = state.above(*id);
         let top = above.last().copied().unwrap_or(*id);
-        assert_eq!(inode.home, top, "{id}: charged to another home");
-        assert!(state.attrs.contains_key(id), "{id}: without attributes");
-        assert_eq!(state.heads.contains_key(id), inode.kind != Kind::Directory, "{id}: content");
+        // What has lost its directory to a purge has nothing above it.
+        if state.inodes[&top].linked {
+            assert_eq!(inode.home, top, "{id}: charged to another home");
+        }
+        let whole = !state.purging(id);
+        assert_eq!(state.attrs.contains_key(id), whole, "{id}: attributes");
+        let content = whole && inode.kind != Kind::Directory;
+        assert_eq!(state.heads.contains_key(id), content, "{id}: content");
         match &inode.parent {
+            None if !inode.linked => assert!(state.gone.contains_key(id)),
             None => {
                 assert!(inode.linked && inode.vault && inode.home == *id, "{id}: a home's root");
                 assert!(state.users.values().any(|user| user.leaf.home == *id));
             }
             Some(parent) => {
-                let row = &state.entries[parent];
-                let points_here = row.leaf.inode == *id;
+                let row = state.entries.get(parent).filter(|row| row.leaf.inode == *id);
+                let stands = row.map(|row| row.leaf.state);
                 if inode.linked {
-                    assert!(points_here && row.leaf.state == EntryState::Live, "{id}: linked");
-                } else if points_here {
-                    assert_eq!(row.leaf.state, EntryState::Deleted, "{id}: deleted");
+                    assert_eq!(stands, Some(EntryState::Live), "{id}: linked");
+                } else if stands.is_some() {
+                    assert_eq!(stands, Some(EntryState::Deleted), "{id}: deleted");
                 } else {
                     // The name was reused; the trash remembers.
                     let trash = &state.trash[&(parent.directory, *id)];
@@ -272,7 +294,8 @@ fn check_tree(state: &State) {
         assert!(!matches!(row.leaf.state, EntryState::Moved { .. }), "{id}: moved to the trash");
         let last = inode.parent.unwrap();
         assert_eq!(last.directory, *directory, "{id}: in another trash");
-        assert_ne!(state.entries[&last].leaf.inode, *id, "{id}: in the trash and under its name");
+        let under_its_name = state.entries.get(&last).is_some_and(|row| row.leaf.inode == *id);
+        assert!(!under_its_name, "{id}: in the trash and under its name");
     }
     let with_state: BTreeSet<&InodeId> = state.inodes.keys().collect();
     assert!(state.attrs.keys().all(|id| with_state.contains(id)));
@@ -281,8 +304,10 @@ fn check_tree(state: &State) {
 
 fn check_content(state: &State) {
     assert_eq!(state.rows, state.feed, "the rows by chunk and by position are the same");
-    let positions: Vec<u64> = state.feed.keys().copied().collect();
-    assert_eq!(positions, (1..=positions.len() as u64).collect::<Vec<_>>());
+    for row in state.rows.values() {
+        let known = state.inodes.contains_key(&row.inode) || state.gone.contains_key(&row.inode);
+        assert!(known, "a row of what was purged");
+    }
     let rows: BTreeSet<(InodeId, [u8; 32], u32)> =
         state.rows.values().map(|row| (row.inode, *row.chunk.as_bytes(), row.length)).collect();
     let mut needed = BTreeSet::new();
@@ -315,7 +340,8 @@ fn check_content(state: &State) {
     for ((id, number), row) in &state.versions {
         check(id, row.leaf.slots, row.leaf.root);
         assert_eq!(row.leaf.version, *number);
-        assert!(state.heads.contains_key(id), "{id}: a former version without a current one");
+        let kept = state.heads.contains_key(id) || state.purging(id);
+        assert!(kept, "{id}: a former version without a current one");
     }
     for (key, row) in &state.staged {
         check(&key.inode, row.leaf.slots, row.leaf.root);
@@ -324,7 +350,10 @@ fn check_content(state: &State) {
         assert_eq!(Page::hash(page), *hash);
         // Pages of a partial version that was taken up with changes stay until a purge.
         assert!(
-            needed.contains(&(*id, *hash)) || state.heads.contains_key(id) || staged_for(state, id),
+            needed.contains(&(*id, *hash))
+                || state.heads.contains_key(id)
+                || staged_for(state, id)
+                || state.purging(id),
             "{id}: a page nobody needs"
         );
     }
@@ -342,9 +371,25 @@ fn check_usage(tables: &MemoryTables, state: &State) {
         sum.rows += usage.rows;
     }
     assert_eq!(sum, query::totals(tables).unwrap(), "the totals are the sum of the homes");
-    assert_eq!(sum.rows, state.rows.len() as u64);
+    let last = query::feed_position(tables).unwrap();
+    assert!(state.feed.keys().all(|position| (1..=last).contains(position)));
+    if state.gone.values().all(|gone| gone.purge.is_none()) {
+        assert_eq!(sum.rows, state.rows.len() as u64);
+    } else {
+        assert!(sum.rows >= state.rows.len() as u64, "given back when all is gone");
+    }
     assert_eq!(sum.inodes, state.inodes.len() as u64);
+    let mut charged: BTreeMap<InodeId, Usage> = BTreeMap::new();
+    for ((id, home), usage) in &state.inode_usage {
+        let known = state.inodes.contains_key(id) || state.gone.contains_key(id);
+        assert!(known, "{id}: charged by what was purged");
+        let of_home = charged.entry(*home).or_default();
+        of_home.bytes += usage.bytes;
+        of_home.inodes += usage.inodes;
+        of_home.rows += usage.rows;
+    }
     for (home, usage) in &state.usage {
+        assert_eq!(charged.get(home), Some(usage), "{home}: what its inodes have charged");
         let inodes = state.inodes.values().filter(|inode| inode.home == *home).count() as u64;
         assert_eq!(usage.inodes, inodes, "{home}");
         let heads = state.heads.iter();
@@ -356,6 +401,23 @@ fn check_usage(tables: &MemoryTables, state: &State) {
             .sum();
         assert!(usage.bytes >= stored, "{home}: less charged than there is");
     }
+}
+
+/// What waits for its purge is what has no name, each once, in the order of time.
+fn check_gone(tables: &MemoryTables, state: &State) {
+    let expected: BTreeSet<Vec<u8>> =
+        state.gone.iter().map(|(id, gone)| gone.deleted_key(id)).collect();
+    let deleted: BTreeSet<Vec<u8>> = raw(tables, Table::Deleted).into_keys().collect();
+    assert_eq!(deleted, expected);
+    for (id, inode) in &state.inodes {
+        assert_eq!(state.gone.contains_key(id), !inode.linked, "{id}: waits, or has a name");
+    }
+    let known = |id: &&InodeId| state.inodes.contains_key(id);
+    for id in state.gone.keys().filter(|id| !known(id)) {
+        assert!(staged_for(state, id) || state.purging(id), "{id}: never was, not even in part");
+    }
+    let deleted = state.gone.keys().filter(known).count() as u64;
+    assert_eq!(query::deleted_inodes(tables).unwrap(), deleted);
 }
 
 fn check_log(tables: &MemoryTables, state: &State) {

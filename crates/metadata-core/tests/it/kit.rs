@@ -25,6 +25,7 @@ use coffer_model::object::{
     SealedSessionLeaf, SessionLeaf, StagedKey, StagedLeaf, UserLeaf, VaultLeaf, VaultMember,
 };
 use coffer_model::op::{Base, Change, HeadChange, Op};
+use coffer_model::order::{Decision, Order};
 use coffer_model::session::{Certificate, CertificateHash, SESSION_MS_MAX, Scope};
 use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, PublicKey, Signature, Signer, signed_bytes};
@@ -331,6 +332,20 @@ impl Cluster {
         SystemOp::ShareProof { proof, signature }
     }
 
+    /// The next order, by the administrator.
+    pub(crate) fn order(&self, what: Decision) -> SystemOp {
+        let number = query::policy(&self.tables).unwrap().order_number + 1;
+        let (order, signatures) = Order { number, what }.sign(&self.id, &[&self.admin]);
+        SystemOp::Order { order, signatures }
+    }
+
+    pub(crate) fn give(&mut self, what: Decision) {
+        let order = self.order(what);
+        let revision = self.revision();
+        self.system(order);
+        assert_eq!(self.revision(), revision + 1, "the order counts");
+    }
+
     pub(crate) fn layouts(&self) -> Layouts {
         query::layouts(&self.tables).unwrap().unwrap()
     }
@@ -597,6 +612,7 @@ pub(crate) struct User {
     pub(crate) session: Key,
     pub(crate) certificate: CertificateHash,
     pub(crate) custody: Custody,
+    pub(crate) invite: Option<Hash>,
     pub(crate) requests: u64,
 }
 
@@ -611,6 +627,7 @@ impl User {
             session: Key::of(&format!("session {name}")),
             certificate: CertificateHash::from_hash(Hash::from_bytes([0; 32])),
             custody: Custody::Local,
+            invite: None,
             requests: 0,
         }
     }
@@ -645,7 +662,7 @@ impl User {
             keyring: draft.blob(format!("keyring of {}", self.name)),
             keyring_epoch: 1,
             login_record: draft.blob(format!("login record of {}", self.name)),
-            invite: None,
+            invite: self.invite,
         };
         let vault = VaultLeaf {
             home: self.home,

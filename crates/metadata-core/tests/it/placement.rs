@@ -12,6 +12,7 @@ use coffer_model::signing::{Domain, Signer};
 
 use crate::invariants::Checker;
 use crate::kit::{Cluster, Draft, Key, User, chunk, inode, key};
+use crate::random::check_replay;
 use crate::system::{check_ignored, check_logged};
 
 fn versions(cluster: &Cluster) -> Vec<u64> {
@@ -78,6 +79,7 @@ fn several_former_layouts_are_retired_at_once() {
     cluster.system(cluster.proof(3, 3, 2));
     cluster.system(cluster.proof(2, 3, 2));
     assert_eq!(versions(&cluster), [3]);
+    check_replay(&cluster);
 }
 
 #[test]

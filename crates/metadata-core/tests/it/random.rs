@@ -11,19 +11,24 @@ use coffer_model::chunk::ChunkClass;
 use coffer_model::encoding::decode;
 use coffer_model::hash::{Hash, payload_hash};
 use coffer_model::id::{InodeId, PrincipalId};
-use coffer_model::log::ChunkRow;
+use coffer_model::log::{ChunkRow, SystemOp};
 use coffer_model::manifest::{self, Slot};
 use coffer_model::object::{
     EntryKey, EntryLeaf, EntryState, HeadLeaf, Kind, Leaf, LeafHash, Object,
 };
 use coffer_model::object::{StagedKey, StagedLeaf};
-use coffer_model::op::{Base, Change, HeadChange, Op};
+use coffer_model::op::{Base, Change, HeadChange, Op, Rejection};
+use coffer_model::order::Decision;
 use coffer_model::time::LogTime;
 use proptest::prelude::*;
 
 use crate::invariants::Checker;
 use crate::kit::{Cluster, Draft, User, chunk, inode, key, manifest_of, submission, write};
+use crate::system::{check_ignored, check_logged};
 use crate::tree::{Case, Content, World, same};
+
+/// Short, so that much is due.
+const RETENTION_MS: u64 = 20_000;
 
 // -- what is tried --------------------------------------------------------------------------------
 
@@ -80,6 +85,8 @@ enum Around {
     Nothing,
     Tick(u32),
     Report(u8),
+    Purge(Pick),
+    Quota(Option<u16>),
     OtherSession,
     OtherPrincipal,
     Late,
@@ -159,6 +166,8 @@ fn step() -> impl Strategy<Value = Step> {
         12 => Just(Around::Nothing),
         3 => (1u32..40_000).prop_map(Around::Tick),
         1 => any::<u8>().prop_map(Around::Report),
+        3 => any::<Pick>().prop_map(Around::Purge),
+        1 => prop::option::weighted(0.4, any::<u16>()).prop_map(Around::Quota),
         1 => Just(Around::OtherSession),
         1 => Just(Around::OtherPrincipal),
         1 => Just(Around::Late),
@@ -646,6 +655,8 @@ struct Run {
     checker: Checker,
     fresh: u64,
     reports: u64,
+    /// How many bytes each home may use.
+    quota: Option<u64>,
     sent: Vec<(Submission, Reply)>,
     /// How often each outcome was seen.
     seen: BTreeMap<String, u64>,
@@ -655,13 +666,14 @@ impl Run {
     fn new() -> Self {
         let mut cluster = Cluster::new();
         let users = [User::join(&mut cluster, "alice"), User::join(&mut cluster, "bob")];
+        cluster.give(Decision::Retention { ms: RETENTION_MS });
         let mut world = World::new(cluster.id);
         for user in &users {
             world.register(user.principal, &user.registration(&mut Draft::new()));
         }
         let checker = Checker::new(cluster.id);
-        let (sent, seen) = (Vec::new(), BTreeMap::new());
-        Self { cluster, users, world, checker, fresh: 0, reports: 0, sent, seen }
+        let (sent, seen, quota) = (Vec::new(), BTreeMap::new(), None);
+        Self { cluster, users, world, checker, fresh: 0, reports: 0, quota, sent, seen }
     }
 
     fn step(&mut self, step: &Step) {
@@ -671,6 +683,11 @@ impl Run {
                 self.reports += u64::from(node % 2);
                 let report = self.cluster.report(usize::from(node) % 3, self.reports);
                 self.cluster.system(report);
+            }
+            Around::Purge(pick) => self.purge(pick),
+            Around::Quota(bytes) => {
+                self.quota = bytes.map(u64::from);
+                self.cluster.give(Decision::Quota { home: None, bytes: self.quota });
             }
             _ => {}
         }
@@ -720,6 +737,26 @@ impl Run {
         self.sent.push((submission, reply));
     }
 
+    /// What is due is what has had no name for long enough; one of it is purged, the rest stands.
+    fn purge(&mut self, pick: Pick) {
+        let time = self.cluster.time();
+        let is_due = |since: &LogTime| since.plus_ms(RETENTION_MS) < time;
+        let mut due = query::purgeable(&self.cluster.tables, usize::MAX).unwrap();
+        due.sort_unstable();
+        let gone = self.world.gone.iter().filter(|(_, since)| is_due(since));
+        assert_eq!(due, gone.map(|(id, _)| *id).collect::<Vec<_>>());
+        let others: Vec<InodeId> =
+            self.world.things.keys().filter(|id| !due.contains(id)).copied().collect();
+        let inode = choose(pick, &others).expect("the homes stand");
+        check_ignored("not due", &mut self.cluster, SystemOp::Purge { inode });
+        let Some(inode) = choose(pick, &due) else { return };
+        while query::purgeable(&self.cluster.tables, usize::MAX).unwrap().contains(&inode) {
+            check_logged(&mut self.cluster, SystemOp::Purge { inode });
+        }
+        self.world.purge(inode);
+        *self.seen.entry("purge applied".to_owned()).or_default() += 1;
+    }
+
     /// The ops of a step. Each is made as if the ones before went through, also where they will not.
     fn draft(&mut self, step: &Step) -> Draft {
         let me = self.users[usize::from(step.user)].principal;
@@ -761,16 +798,22 @@ impl Run {
             let changes = slots.map(|slots| slots.changes.as_slice()).unwrap_or_default();
             let case = Case { who, op, changes, blobs: &blobs, time, sequence };
             let against = self.world.against(&case);
+            let over = against.is_empty() && self.over_quota(&case);
             let what = match outcome {
                 Ok(outcome) => {
                     assert_eq!(against, [], "op {index} was applied: {op:?}");
+                    assert!(!over, "op {index} was applied beyond the quota: {op:?}");
                     let cost = self.world.apply(&case);
                     assert_eq!(outcome.charged_bytes, cost, "op {index}: {op:?}");
                     format!("{} applied", op.verb())
                 }
                 Err(rejection) => {
+                    // What an op that is refused anyway would have cost, nobody knows.
+                    let quota = *rejection == Rejection::QuotaExceeded
+                        && self.quota.is_some()
+                        && (over || !against.is_empty());
                     assert!(
-                        against.iter().any(|reason| same(reason, rejection)),
+                        quota || against.iter().any(|reason| same(reason, rejection)),
                         "op {index} was refused ({rejection:?}), not for {against:?}: {op:?}"
                     );
                     let rejection = format!("{rejection:?}");
@@ -780,6 +823,15 @@ impl Run {
             };
             *self.seen.entry(what).or_default() += 1;
         }
+    }
+
+    /// Whether an op costs something, and its home would have used too much then.
+    fn over_quota(&self, case: &Case<'_>) -> bool {
+        let Some(quota) = self.quota else { return false };
+        let mut after = self.world.clone();
+        let cost = after.apply(case);
+        let grown = |home| after.used[home].bytes > self.world.used[home].bytes;
+        cost > 0 && after.used.iter().any(|(home, used)| grown(home) && used.bytes > quota)
     }
 
     /// A repeat gets the first answer and changes nothing.
@@ -818,7 +870,11 @@ impl Run {
         let expected: Vec<EntryKey> = thing
             .names
             .iter()
-            .filter(|(_, name)| !matches!(name.leaf.state, EntryState::Moved { .. }))
+            .filter(|(_, name)| match name.leaf.state {
+                EntryState::Live => true,
+                EntryState::Deleted => self.world.things.contains_key(&name.leaf.inode),
+                EntryState::Moved { .. } => false,
+            })
             .map(|(tag, _)| EntryKey { directory, tag: *tag })
             .collect();
         assert_eq!(found.iter().map(|entry| entry.key).collect::<Vec<_>>(), expected);
@@ -942,11 +998,11 @@ fn check_accounts(tables: &MemoryTables, world: &World) {
     assert_eq!(rows, world.feed);
     let position = tables.get(Table::Meta, meta::FEED).unwrap();
     let position: u64 = position.map_or(0, |bytes| decode("position", &bytes).unwrap());
-    assert_eq!(position, world.feed.len() as u64);
+    assert_eq!(position, world.rows_made);
 }
 
 /// The same commands, on a replica that starts empty, give the same bytes.
-fn check_replay(cluster: &Cluster) {
+pub(crate) fn check_replay(cluster: &Cluster) {
     let mut tables = MemoryTables::default();
     for command in &cluster.commands {
         let mut overlay = Overlay::new(&tables);
@@ -1044,11 +1100,13 @@ fn random_bundles_meet_most_refusals() {
         "Manifest",
         "Payload",
         "Invalid",
+        "QuotaExceeded",
     ];
     for rejection in rejections {
         assert!(seen.keys().any(|what| what.ends_with(rejection)), "never met: {rejection}");
     }
-    for verb in ["create", "commit", "stage", "set_attrs", "rename", "remove", "undelete"] {
+    for verb in ["create", "commit", "stage", "set_attrs", "rename", "remove", "undelete", "purge"]
+    {
         assert!(seen.contains_key(&format!("{verb} applied")), "never applied: {verb}");
     }
 }

@@ -115,8 +115,9 @@ fn leaf_of(cluster: &Cluster, session: CertificateHash) -> LeafHash {
 
 #[test]
 fn before_version_2_nothing_is_sealed() {
-    let mut cluster = Cluster::new().of_version_1();
+    let mut cluster = Cluster::new();
     let mut alice = User::join_at_gateway(&mut cluster, "alice");
+    let mut cluster = cluster.of_version_1();
     let mut draft = Draft::new();
     draft.seal_session(alice.certificate, None, "keys");
     assert!(matches!(draft.ops[0], Op::SealSession { .. }));

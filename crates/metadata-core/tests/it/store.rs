@@ -135,6 +135,47 @@ fn no_failing_read_is_taken_for_an_answer() {
     assert_eq!(run(&cluster, &command, &tables(0, false)).unwrap(), expected);
 }
 
+/// The same for a purge, of a directory and of a file.
+#[test]
+fn no_failing_read_lets_a_purge_forget_something() {
+    let (mut cluster, _) = scene();
+    let mut alice = User { requests: 100, ..User::newcomer("alice") };
+    cluster.give(coffer_model::order::Decision::Retention { ms: 0 });
+    let mut draft = Draft::new();
+    draft.push(alice.login(&cluster, 1));
+    cluster.submit(&alice.by_identity(&cluster, &draft));
+    for name in ["docs", "b"] {
+        if name == "docs" {
+            let mut draft = Draft::new();
+            draft.remove(&cluster, key(alice.home, name), false);
+            alice.act(&mut cluster, &draft);
+            cluster.tick_by(1);
+        }
+        let op = coffer_model::log::SystemOp::Purge { inode: inode(name) };
+        let command = Command::System(op);
+        for garbage in [false, true] {
+            let tables = |fails_at| Failing {
+                below: &cluster.tables,
+                reads: Cell::new(0),
+                fails_at,
+                garbage,
+                failed_in: Cell::new(None),
+            };
+            let healthy = tables(0);
+            let expected = run(&cluster, &command, &healthy).unwrap();
+            assert!(!expected.1.is_empty(), "{name} is due");
+            for fails_at in 1..=healthy.reads.get() {
+                let failing = tables(fails_at);
+                let answer = run(&cluster, &command, &failing);
+                let table = failing.failed_in.get().unwrap();
+                let harmless = garbage && answer.as_ref().is_ok_and(|answer| *answer == expected);
+                assert!(answer.is_err() || harmless, "{name}, read {fails_at} of {}", table.name());
+            }
+        }
+        cluster.apply(&command);
+    }
+}
+
 /// Tables whose values are not looked into, only whether they are there.
 const OPAQUE: [Table; 3] = [Table::VaultHashes, Table::Principals, Table::RepeatsByTime];
 

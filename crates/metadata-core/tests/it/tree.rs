@@ -94,7 +94,13 @@ pub(crate) struct World {
     pub(crate) partials: BTreeMap<StagedKey, Partial>,
     /// What storage nodes are told to keep, in order.
     pub(crate) feed: Vec<(ChunkId, u32, InodeId)>,
+    /// How many rows there ever were.
+    pub(crate) rows_made: u64,
     pub(crate) used: BTreeMap<InodeId, Used>,
+    /// What each inode has charged which home.
+    charged: BTreeMap<(InodeId, InodeId), Used>,
+    /// Since when what has no name, or was never more than a partial version, has been so.
+    pub(crate) gone: BTreeMap<InodeId, LogTime>,
     pages: BTreeSet<(InodeId, Hash)>,
 }
 
@@ -128,7 +134,10 @@ impl World {
             held: BTreeMap::new(),
             partials: BTreeMap::new(),
             feed: Vec::new(),
+            rows_made: 0,
             used: BTreeMap::new(),
+            charged: BTreeMap::new(),
+            gone: BTreeMap::new(),
             pages: BTreeSet::new(),
         }
     }
@@ -138,7 +147,7 @@ impl World {
         let Op::Register { user, attrs, .. } = registration else { panic!("no registration") };
         let home = user.leaf.home;
         self.owners.insert(home, owner);
-        self.used.insert(home, Used { bytes: ENTRY_BYTES, inodes: 1, rows: 0 });
+        self.charge(home, home, Used { bytes: ENTRY_BYTES, inodes: 1, rows: 0 });
         let root = Thing {
             kind: Kind::Directory,
             home,
@@ -531,8 +540,9 @@ impl World {
                     cost += self.put_version(case, head, home);
                 }
                 cost += ENTRY_BYTES;
-                self.used_mut(home).inodes += 1;
-                self.used_mut(home).bytes += ENTRY_BYTES;
+                let used = Used { bytes: ENTRY_BYTES, inodes: 1, rows: 0 };
+                self.charge(home, entry.leaf.inode, used);
+                self.gone.remove(&entry.leaf.inode);
             }
             Op::Commit { head, attrs } => {
                 let home = self.things[&head.change.key].home;
@@ -553,6 +563,9 @@ impl World {
                 cost += self.put_content(case, key.inode, home, &from, &content);
                 let partial = Partial { directory: leaf.directory, class: leaf.class, content };
                 self.partials.insert(key, partial);
+                if !self.things.contains_key(&key.inode) {
+                    self.gone.insert(key.inode, case.time);
+                }
             }
             Op::SetAttrs { attrs } => self.thing_mut(attrs.key).attrs = attrs.leaf.payload,
             Op::Rename { from, to } => {
@@ -562,6 +575,7 @@ impl World {
                     .map(|name| name.leaf.inode);
                 if let Some(replaced) = replaced {
                     self.thing_mut(replaced).named = false;
+                    self.gone.insert(replaced, case.time);
                 }
                 self.put_name(from);
                 self.put_name(to);
@@ -571,6 +585,7 @@ impl World {
             Op::Remove { entry, .. } => {
                 self.put_name(entry);
                 self.thing_mut(entry.leaf.inode).named = false;
+                self.gone.insert(entry.leaf.inode, case.time);
             }
             Op::Undelete { entry } => {
                 let inode = entry.leaf.inode;
@@ -579,6 +594,7 @@ impl World {
                 let thing = self.thing_mut(inode);
                 thing.place = Some(entry.key);
                 thing.named = true;
+                self.gone.remove(&inode);
                 if !own {
                     cost += self.charge_name(inode);
                 }
@@ -600,13 +616,62 @@ impl World {
         self.things.get_mut(&inode).unwrap()
     }
 
-    fn used_mut(&mut self, home: InodeId) -> &mut Used {
-        self.used.get_mut(&home).unwrap()
+    fn charge(&mut self, home: InodeId, inode: InodeId, more: Used) {
+        let of_home = self.used.entry(home).or_default();
+        let of_inode = self.charged.entry((inode, home)).or_default();
+        for used in [of_home, of_inode] {
+            used.bytes += more.bytes;
+            used.inodes += more.inodes;
+            used.rows += more.rows;
+        }
+    }
+
+    /// Everything of an inode goes, and what had its name in it has none any more.
+    pub(crate) fn purge(&mut self, inode: InodeId) {
+        let since = self.gone.remove(&inode).unwrap();
+        if let Some(thing) = self.things.remove(&inode) {
+            assert!(!thing.named, "only what has no name is purged");
+            if let Some(place) = thing.place
+                && self.name(&place).is_some_and(|name| name.leaf.inode == inode)
+            {
+                self.thing_mut(place.directory).names.remove(&place.tag);
+                self.held.remove(&Object::Entry(place));
+            }
+            for tag in thing.names.keys() {
+                self.held.remove(&Object::Entry(EntryKey { directory: inode, tag: *tag }));
+            }
+            for (id, child) in &mut self.things {
+                if child.place.is_some_and(|place| place.directory == inode) {
+                    child.place = None;
+                    if std::mem::take(&mut child.named) {
+                        self.gone.insert(*id, since);
+                    }
+                }
+            }
+        }
+        self.held.remove(&Object::Head(inode));
+        self.held.remove(&Object::Attrs(inode));
+        for key in self.partials.keys().filter(|key| key.inode == inode) {
+            self.held.remove(&Object::Staged(*key));
+        }
+        self.partials.retain(|key, _| key.inode != inode);
+        self.feed.retain(|(_, _, of)| *of != inode);
+        self.pages.retain(|(of, _)| *of != inode);
+        let charged = std::mem::take(&mut self.charged);
+        let (back, kept) = charged.into_iter().partition(|((of, _), _)| *of == inode);
+        self.charged = kept;
+        let back: BTreeMap<(InodeId, InodeId), Used> = back;
+        for ((_, home), back) in back {
+            let used = self.used.get_mut(&home).unwrap();
+            used.bytes -= back.bytes;
+            used.inodes -= back.inodes;
+            used.rows -= back.rows;
+        }
     }
 
     fn charge_name(&mut self, inode: InodeId) -> u64 {
         let home = self.things[&inode].home;
-        self.used_mut(home).bytes += ENTRY_BYTES;
+        self.charge(home, inode, Used { bytes: ENTRY_BYTES, inodes: 0, rows: 0 });
         ENTRY_BYTES
     }
 
@@ -621,7 +686,7 @@ impl World {
         let content = from.changed(leaf.slots, case.changes);
         let cost = self.put_content(case, inode, home, &from, &content);
         let payload = case.blobs[&leaf.payload].len() as u64;
-        self.used_mut(home).bytes += payload;
+        self.charge(home, inode, Used { bytes: payload, inodes: 0, rows: 0 });
         self.thing_mut(inode).versions.push(Version { leaf: leaf.clone(), content });
         cost + payload
     }
@@ -646,9 +711,9 @@ impl World {
             cost += u64::from(chunk.length);
             self.feed.push((chunk.chunk, chunk.length, inode));
         }
-        let used = self.used_mut(home);
-        used.bytes += cost;
-        used.rows += fresh.len() as u64;
+        let rows = fresh.len() as u64;
+        self.rows_made += rows;
+        self.charge(home, inode, Used { bytes: cost, inodes: 0, rows });
         cost
     }
 }

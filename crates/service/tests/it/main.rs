@@ -1,9 +1,14 @@
 //! Real connections over loopback: TLS, who is let in, reloading, bounds, and stopping.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
+mod crowds;
+mod floods;
 mod one_box;
+mod raw;
 mod reload;
 mod round_trip;
+mod slow;
 mod stopping;
 
 use std::net::SocketAddr;
@@ -77,6 +82,14 @@ struct Running {
 
 impl Running {
     async fn start(tls: Arc<LiveTls>, limits: ServerLimits) -> Self {
+        Self::start_with(tls, limits, |routes| routes).await
+    }
+
+    async fn start_with(
+        tls: Arc<LiveTls>,
+        limits: ServerLimits,
+        add: impl FnOnce(axum::Router) -> axum::Router,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let health = Health::new().await;
@@ -90,7 +103,7 @@ impl Running {
                 let _ = sender.send((ours, tonics.peer_certs().map_or(0, |certs| certs.len())));
                 request
             })
-            .service(Routes::new(health.service()));
+            .service(Routes::from(add(Routes::new(health.service()).into_axum_router())));
         let server = GrpcServer::new(tls, limits);
         let stats = server.stats();
         let stop = CancellationToken::new();

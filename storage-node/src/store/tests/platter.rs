@@ -1,6 +1,6 @@
 //! A disk in memory that fails as it is told, and forgets at a power failure what was not synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -26,18 +26,26 @@ pub(crate) enum Fault {
     Full,
     /// A write is reported as done, and something else is kept.
     Rot,
+    /// A segment is not removed.
+    Remove,
+    /// A segment is removed, and that is reported as failed.
+    RemoveReported,
 }
 
 #[derive(Default)]
 struct State {
     files: BTreeMap<u64, File>,
     fault: Option<Fault>,
+    /// What goes wrong after so many more things were written, synced, made or removed.
+    later: Option<(u64, Fault)>,
     /// While it is set, syncs wait.
     held: bool,
     /// Syncs that were begun.
     syncs: u64,
     /// Segments that were set aside.
     aside: Vec<u64>,
+    /// Segments that were removed; who has one open still reads it.
+    removed: BTreeSet<u64>,
     /// Bytes that cannot be read: segment, and from where to where.
     unreadable: Option<(u64, Range<u64>)>,
 }
@@ -81,7 +89,27 @@ impl Platter {
 
     /// From now on, this goes wrong.
     pub(crate) fn fail(&self, fault: Option<Fault>) {
-        self.state().fault = fault;
+        let mut state = self.state();
+        (state.fault, state.later) = (fault, None);
+    }
+
+    /// This goes wrong after so many more things were written, synced, made or removed.
+    pub(crate) fn fail_later(&self, things: u64, fault: Fault) {
+        self.state().later = Some((things, fault));
+    }
+
+    /// Whether something goes wrong now.
+    fn due_fault(&self) -> Option<Fault> {
+        let mut state = self.state();
+        match &mut state.later {
+            Some((0, fault)) => {
+                state.fault = Some(*fault);
+                state.later = None;
+            }
+            Some((things, _)) => *things -= 1,
+            None => {}
+        }
+        state.fault
     }
 
     /// From now on, these bytes of a segment cannot be read.
@@ -148,11 +176,12 @@ impl Disk for Platter {
     type Segment = OpenFile;
 
     fn segments(&self) -> io::Result<Vec<u64>> {
-        Ok(self.state().files.keys().copied().collect())
+        let state = self.state();
+        Ok(state.files.keys().filter(|number| !state.removed.contains(number)).copied().collect())
     }
 
     fn create(&self, number: u64, bytes: u64, header: &[u8]) -> io::Result<OpenFile> {
-        if self.state().fault == Some(Fault::Full) {
+        if self.due_fault() == Some(Fault::Full) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let mut durable = vec![0; usize::try_from(bytes).unwrap()];
@@ -172,11 +201,22 @@ impl Disk for Platter {
         state.aside.push(number);
         Ok(())
     }
+
+    fn remove(&self, number: u64) -> io::Result<()> {
+        let fault = self.due_fault();
+        let mut state = self.state();
+        if fault == Some(Fault::Remove) {
+            return Err(broken());
+        }
+        assert!(state.files.contains_key(&number), "{number} was never there");
+        state.removed.insert(number);
+        if fault == Some(Fault::RemoveReported) { Err(broken()) } else { Ok(()) }
+    }
 }
 
 impl Segment for OpenFile {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let fault = self.0.state().fault;
+        let fault = self.0.due_fault();
         let kept = if fault == Some(Fault::Write) { bytes.len() / 2 } else { bytes.len() };
         let offset = usize::try_from(offset).unwrap();
         let mut bytes = bytes[..kept].to_vec();
@@ -209,12 +249,14 @@ impl Segment for OpenFile {
     fn uncache(&self, _: u64, _: u64) {}
 
     fn sync(&self) -> io::Result<()> {
+        let fault = self.0.due_fault().filter(|_| !self.0.state().held);
         let mut state = self.0.state();
         state.syncs += 1;
         while state.held {
             state = self.0.0.1.wait(state).unwrap();
         }
-        let fault = state.fault;
+        // While it waited, it may have been told to fail.
+        let fault = fault.or(state.fault);
         let file = state.files.get_mut(&self.1).unwrap();
         let pending = std::mem::take(&mut file.pending);
         if fault != Some(Fault::Sync) {

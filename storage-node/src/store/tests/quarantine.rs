@@ -267,7 +267,7 @@ fn what_was_written_anew_is_not_quarantined_for_the_old_record() {
     read_rotten(&bench, &opened, &a);
     assert_quarantined(&opened, &a);
     opened.store.forget_missing(&[a.id()]).unwrap();
-    opened.store.note_missing(&[a.id()], 1_000, 0).unwrap();
+    opened.store.take_up(&[a.id()], &[], 1_000, Some(0)).unwrap();
     assert_quarantined(&opened, &a);
     opened.close();
 }

@@ -123,6 +123,52 @@ fn looking_through_a_tree() {
     assert!(nodes.iter().all(|node| node["capacity_bytes"].as_u64() > Some(0)), "{room}");
 }
 
+/// Proves S26 of docs/semantics.md.
+#[test]
+fn a_lost_password_is_replaced_with_the_recovery_code() {
+    let cluster = Cluster::start().unwrap();
+    let work = cluster.work_dir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = work.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let code_of = |out: String| {
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        value["recovery_code"].as_str().unwrap().to_owned()
+    };
+    let first = code_of(cluster.coffer("alice", &["register", "alice", "--json"]).unwrap());
+    let other = code_of(cluster.coffer("bob", &["register", "bob", "--json"]).unwrap());
+    let note = file("note", "kept");
+    cluster.coffer("alice", &["put", &note, "/alice/note"]).unwrap();
+
+    let (new, newer) = (file("new", "quite another one\n"), file("newer", "one more"));
+    let recover = |user: &str, code: &str, password: &str| {
+        let code = file("code", code);
+        let args =
+            ["recover", user, "--json", "--code-file", &code, "--new-password-file", password];
+        cluster.run("elsewhere", &args).unwrap()
+    };
+    assert_eq!(recover("alice", &other, &new).status.code(), Some(7), "another one's code");
+    assert_eq!(recover("alice", &first[1..], &new).status.code(), Some(11), "not a code");
+    assert_eq!(recover("nobody", &first, &new).status.code(), Some(3), "no such user");
+    // A failed attempt has changed nothing.
+    cluster.coffer("alice", &["login", "alice"]).unwrap();
+
+    let done = recover("alice", &first.to_lowercase(), &new);
+    assert!(done.status.success(), "{done:?}");
+    let second = code_of(String::from_utf8(done.stdout).unwrap());
+    assert_ne!(first, second);
+    assert_eq!(cluster.coffer("elsewhere", &["cat", "/alice/note"]).unwrap(), "kept");
+    assert_eq!(cluster.coffer("alice", &["cat", "/alice/note"]).unwrap(), "kept", "S26");
+    assert_eq!(cluster.run("alice", &["login", "alice"]).unwrap().status.code(), Some(7));
+    assert_eq!(recover("alice", &first, &newer).status.code(), Some(7), "the code of before");
+    cluster.coffer("elsewhere", &["login", "alice", "--password-file", &new]).unwrap();
+    assert!(recover("alice", &second, &newer).status.success());
+    cluster.coffer("elsewhere", &["login", "alice", "--password-file", &newer]).unwrap();
+    assert_eq!(cluster.coffer("elsewhere", &["cat", "/alice/note"]).unwrap(), "kept");
+}
+
 #[test]
 fn a_password_is_changed_and_the_old_one_opens_nothing() {
     let cluster = Cluster::start().unwrap();

@@ -1,0 +1,83 @@
+//! Asking metadata members, those of the descriptor in force.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coffer_proto::MESSAGE_BYTES_MAX;
+use coffer_proto::internal::member_service_client::MemberServiceClient;
+use coffer_service::call::contained;
+use coffer_service::channel::{ChannelOptions, ChannelPool};
+use coffer_service::tls::LiveTls;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::cluster::Cluster;
+
+/// How long a member or sibling may take to answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Channels that are kept open.
+const CHANNELS_MAX: usize = 1024;
+
+/// Channels to members and siblings, each of which has to answer in time.
+pub(crate) fn channels(tls: &Arc<LiveTls>) -> ChannelPool {
+    let options =
+        ChannelOptions { request_timeout: Some(CALL_TIMEOUT), ..ChannelOptions::standard() };
+    ChannelPool::new(tls, options, CHANNELS_MAX)
+}
+
+/// The name a certificate of who answers at `address` has to be good for.
+pub(crate) fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host.trim_matches(['[', ']']))
+}
+
+pub(crate) struct Members {
+    cluster: Arc<Cluster>,
+    channels: ChannelPool,
+    /// Which one answered last.
+    last: usize,
+}
+
+impl Members {
+    pub(crate) fn new(cluster: Arc<Cluster>, tls: &Arc<LiveTls>) -> Self {
+        Self { cluster, channels: channels(tls), last: 0 }
+    }
+
+    /// Asks one after the other, beginning with the one that answered last, until one answers.
+    pub(crate) async fn ask<T, F>(
+        &mut self,
+        call: impl Fn(MemberServiceClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let descriptor = self.cluster.view().descriptor;
+        let members = &descriptor.members;
+        let mut refusal = Status::unavailable("the cluster has no members");
+        for turn in 0..members.len() {
+            let at = (self.last + turn) % members.len();
+            match self.ask_one(&members[at].address, &call).await {
+                Ok(answer) => {
+                    self.last = at;
+                    return Ok(answer);
+                }
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Asks the member at an address, and nobody else.
+    pub(crate) async fn ask_one<T, F>(
+        &self,
+        address: &str,
+        call: impl Fn(MemberServiceClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let channel = self.channels.channel(address, host_of(address));
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let client = MemberServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        contained(call(client)).await
+    }
+}
