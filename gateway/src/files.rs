@@ -25,6 +25,7 @@ use coffer_model::id::{ClusterId, WriteId};
 use coffer_model::name::UserName;
 use coffer_model::session::CertificateHash;
 use coffer_proto::v1 as pb;
+use coffer_proto::v1::admin_service_server::AdminService;
 use coffer_proto::v1::files_service_server::FilesService;
 use coffer_proto::{CONTENT_BYTES_MAX, PAGE_SIZE_MAX};
 use coffer_service::audit::{Note, note};
@@ -58,6 +59,7 @@ pub(crate) struct Files {
     sessions: Sessions,
     uploads: Uploads,
     limits: Arc<Limits>,
+    members: Arc<Members>,
 }
 
 /// A call that may go on.
@@ -84,10 +86,11 @@ impl Files {
             descriptor,
             successors: Vec::new(),
         };
-        let transport = Arc::new(InProcess::new(members, chunks));
+        let transport = Arc::new(InProcess::new(Arc::clone(&members), chunks));
         // Nothing of a user is remembered on this machine's disk.
         let engine = Engine::over(transport, pinned, StateDir::nowhere());
-        Self { sessions: Sessions::new(engine), uploads: Uploads::new(), limits: Limits::new() }
+        let (sessions, uploads, limits) = (Sessions::new(engine), Uploads::new(), Limits::new());
+        Self { sessions, uploads, limits, members }
     }
 
     /// Wipes what is idle, until shutdown.
@@ -495,5 +498,17 @@ impl FilesService for Files {
         let limit = usize::try_from(page_size(message.limit)).unwrap_or_default();
         let (files, complete) = find(&session, path, &wanted, limit).await?;
         Ok(Response::new(pb::FindResponse { files, complete }))
+    }
+
+    async fn get_quota(
+        &self,
+        request: Request<pb::GetQuotaRequest>,
+    ) -> Result<Response<pb::GetQuotaResponse>, Status> {
+        let Call { session, admitted: _admitted, .. } = self.admit(request).await?;
+        // How much somebody uses is nothing the cluster signs: it is a help, and no promise.
+        let asked = Request::new(pb::FindHomeRequest { name: session.name().to_string() });
+        let home = self.members.find_home(asked).await?.into_inner();
+        let pb::FindHomeResponse { used_bytes, quota_bytes, .. } = home;
+        Ok(Response::new(pb::GetQuotaResponse { used_bytes, limit_bytes: quota_bytes }))
     }
 }

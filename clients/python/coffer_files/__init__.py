@@ -153,6 +153,10 @@ class Client:
         """What has a name like a pattern, below a directory."""
         return list(self._call(self._stub.Find, pb.FindRequest(path=path, glob=glob)).files)
 
+    def quota(self) -> pb.GetQuotaResponse:
+        """How much room the user's files take, and may take."""
+        return self._call(self._stub.GetQuota, pb.GetQuotaRequest())
+
     def _metadata(self) -> list[tuple[str, str]]:
         return [("authorization", f"Bearer {self._token}")] if self._token else []
 

@@ -196,6 +196,9 @@ fn a_user_in_gateway_custody_has_files_with_versions() {
         assert_eq!((stat.kind(), stat.length, stat.version), (pb::FileKind::File, 5, 3));
         let listed = list(&channel, &token, "/alice").await.unwrap();
         assert_eq!(listed, ["/alice/a", "/alice/copied", "/alice/moved"]);
+        let quota = client.get_quota(with_token(&token, pb::GetQuotaRequest {})).await.unwrap();
+        let quota = quota.into_inner();
+        assert!(quota.used_bytes > 0 && quota.limit_bytes.is_none(), "{quota:?}");
         let mut page = pb::FilesServiceListRequest {
             path: "/alice".to_owned(),
             page_size: 2,
@@ -212,7 +215,7 @@ fn a_user_in_gateway_custody_has_files_with_versions() {
     });
 }
 
-/// Proves S27 of docs/semantics.md: files of megabytes, in pieces and as streams, are the bytes that were sent, or nothing.
+/// Proves S32 of docs/semantics.md: files of megabytes, in pieces and as streams, are the bytes that were sent, or nothing.
 #[test]
 fn large_files_come_in_pieces_and_go_as_streams() {
     let cluster = Cluster::start().unwrap();
@@ -324,7 +327,7 @@ fn large_files_come_in_pieces_and_go_as_streams() {
     });
 }
 
-/// Proves S25, S26 of docs/semantics.md.
+/// Proves S30, S31 of docs/semantics.md.
 #[test]
 fn a_token_opens_its_session_at_any_gateway_until_logout() {
     let mut cluster = Cluster::start().unwrap();
