@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use coffer_client::contact::{Pinned, StateDir};
 use coffer_client::progress::Silent;
-use coffer_client::{ClientError, CustodySession, Engine, PutOptions, Session};
+use coffer_client::{ClientError, CustodySession, Engine, PieceStream, PutOptions, Session};
 use coffer_model::descriptor::SignedDescriptor;
 use coffer_model::hash::Hash;
 use coffer_model::id::{ClusterId, WriteId};
@@ -51,6 +51,8 @@ use crate::members::Members;
 const PAGE_SIZE: u32 = 200;
 /// How often what is idle is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
+/// How long a stream may take for its next piece: it holds one of the calls that are answered at a time.
+const PIECE_WAIT: Duration = Duration::from_secs(60);
 /// The longest name of a put.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -181,6 +183,22 @@ fn write_of(request_id: &str, path: &str, bytes: &[u8]) -> Result<Option<WriteId
     let hash = Hash::of(DOMAIN, &named);
     let id = hash.as_bytes().first_chunk().copied().unwrap_or_default();
     Ok(Some(WriteId::from_bytes(id)))
+}
+
+/// The content of a stream. One that breaks, stalls, or is not as it should be, makes no file.
+fn pieces_of(parts: Streaming<pb::PutStreamRequest>) -> PieceStream {
+    use pb::put_stream_request::Part;
+    let pieces = stream::try_unfold(parts, |mut parts| async move {
+        let part = tokio::time::timeout(PIECE_WAIT, parts.message()).await;
+        match part.map_err(|_| ClientError::Stopped)?.map_err(|_| ClientError::Stopped)? {
+            None => Ok(None),
+            Some(pb::PutStreamRequest { part: Some(Part::Data(bytes)) }) => {
+                Ok(Some((bytes, parts)))
+            }
+            Some(_) => Err(ClientError::Stopped),
+        }
+    });
+    pieces.boxed()
 }
 
 /// Says in the audit log whose name it was.
@@ -346,16 +364,11 @@ impl FilesService for Files {
         };
         let path = remote_path(&start.path)?;
         let options = put_options(start.mode, start.if_version);
-        let pieces = parts.map(|part| match part.map(|part| part.part) {
-            Ok(Some(Part::Data(bytes))) => Ok(bytes),
-            // A stream that breaks, or is not as it should be, makes no file.
-            Ok(_) | Err(_) => Err(ClientError::Stopped),
-        });
-        let report = session.put_pieces(pieces.boxed(), &path, &options).await;
+        let report = session.put_pieces(pieces_of(parts), &path, &options).await;
         let report = report.map_err(|error| match error {
             ClientError::Stopped => invalid(
                 "STREAM_MALFORMED",
-                "the stream broke, or has something else in it than bytes",
+                "the stream broke, stalled, or has something else in it than bytes",
             ),
             error => self.refused(&hash, &error),
         })?;
