@@ -773,12 +773,21 @@ fn recover<S: Segment>(
     let is_read_whole = at == SEGMENT_HEADER_BYTES;
     let mut fresh: BTreeMap<ShardKey, Location> = BTreeMap::new();
     while at + RECORD_HEADER_BYTES as u64 <= length {
-        let header = segment.read(at, RECORD_HEADER_BYTES).map_err(disk_error)?;
+        let header = unless_damaged(segment.read(at, RECORD_HEADER_BYTES))?;
+        let is_unreadable = header.is_none();
+        let header = header.unwrap_or_default();
         let record = Record::parse(&header, number, at);
         let record = record.map_err(|error| damaged(&error.to_string()))?;
         let Some(record) = record.filter(|record| at + record.size() <= length) else {
-            let next = if is_read_whole { next_record(segment, number, at, length)? } else { None };
-            let Some(next) = next else { break };
+            let is_sought = is_read_whole || is_unreadable;
+            let next = if is_sought { next_record(segment, number, at, length)? } else { None };
+            let Some(next) = next else {
+                if is_unreadable {
+                    // What cannot be read is not written over: the segment ends with the file.
+                    at = length;
+                }
+                break;
+            };
             tracing::warn!(segment = number, offset = at, next, "damaged records are passed over");
             at = next;
             continue;

@@ -415,10 +415,9 @@ pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
             let id = operator.node(&node)?;
             operator
                 .change(|next| {
-                    for node in next.nodes.iter_mut().filter(|node| node.id == id) {
+                    if let Some(node) = next.nodes.iter_mut().find(|node| node.id == id) {
                         node.zone = zone.unwrap_or_else(|| node.zone.clone());
                         node.weight = weight.unwrap_or(node.weight);
-                        break;
                     }
                 })
                 .await?;

@@ -208,6 +208,30 @@ fn what_is_not_read_back_is_not_moved() {
     opened.close();
 }
 
+/// Goal: what was changed while it was copied is left as it is. Method: a shard that was moved before,
+/// and one that was forgotten.
+#[test]
+fn a_shard_is_moved_only_from_where_it_stands() {
+    let bench = Bench::new();
+    let opened = bench.open();
+    let a = chunk(1, 500);
+    opened.put(std::slice::from_ref(&a), START).unwrap();
+    let location = || opened.store.index().location(&ShardKey::replica(a.id())).unwrap();
+    let relocate = |found| wait(opened.store.relocate(vec![(a.clone(), found)])).unwrap();
+    let first = location().unwrap();
+    relocate(first);
+    let second = location().unwrap();
+    assert!(!second.is_record_of(&first));
+    relocate(first);
+    assert_eq!(location(), Some(second));
+    opened.assert_has(std::slice::from_ref(&a));
+    forget(&opened, std::slice::from_ref(&a)).unwrap();
+    relocate(second);
+    assert_eq!(location(), None);
+    assert_eq!(opened.store.totals().shards, 0);
+    opened.close();
+}
+
 #[test]
 fn while_the_disk_fails_nothing_is_removed() {
     let bench = Bench::new();
@@ -366,7 +390,8 @@ fn simulate(seed: u64) -> u64 {
 fn lose_index(dice: &mut Dice, index: &Path, older: &Path) {
     match dice.below(4) {
         0 => {
-            // No crash brings back one from before.
+            // No crash brings back one from before; and what was forgotten by then is here again, and
+            // promised again, where that one has read already.
             std::fs::remove_dir_all(index).unwrap();
             let _ = std::fs::remove_dir_all(older);
         }

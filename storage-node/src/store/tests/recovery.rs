@@ -342,6 +342,41 @@ fn a_rotten_record_hides_none_behind_it_from_a_start_without_an_index() {
     }
 }
 
+/// Goal: a bad sector in what the index does not know yet costs its records, and not the node. Method:
+/// sectors of headers that cannot be read, in the middle and at the end, with an index that knows
+/// nothing and with one that knows the first record.
+#[test]
+fn a_header_that_cannot_be_read_hides_none_behind_it_and_stops_no_start() {
+    let record = RECORD_HEADER_BYTES as u64 + LOOK_BYTES as u64;
+    for (broken, is_known) in [(1, false), (1, true), (3, false), (3, true)] {
+        let (platter, dir) = (Platter::default(), tempfile::tempdir().unwrap());
+        let (index, older) = (dir.path().join("index"), dir.path().join("older"));
+        let chunks: Vec<_> = (0..4).map(|at| chunk(at, LOOK_BYTES)).collect();
+        let open = |index: &Path| open(platter.clone(), index, 1 << 20);
+        let opened = open(&index);
+        opened.put(&chunks[..1], START).unwrap();
+        opened.close();
+        copy(&index, &older);
+        let opened = open(&index);
+        opened.put(&chunks[1..], START).unwrap();
+        opened.close();
+        let offset = SEGMENT_HEADER_BYTES + broken * record;
+        platter.break_sector(Some((0, offset..offset + 8)));
+        let index = if is_known { older } else { dir.path().join("fresh") };
+        let opened = open(&index);
+        for (at, chunk) in (0..).zip(&chunks) {
+            assert_eq!(opened.store.has(&chunk.id()).unwrap(), at != broken, "{broken}: {at}");
+        }
+        // It comes again, beside what cannot be read.
+        opened.put(&chunks, START).unwrap();
+        opened.assert_has(&chunks);
+        opened.close();
+        let opened = open(&index);
+        opened.assert_has(&chunks);
+        opened.close();
+    }
+}
+
 /// What a client stores must not be taken for a record of a later version, which would keep the store
 /// from opening.
 #[test]
