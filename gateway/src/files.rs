@@ -219,7 +219,10 @@ impl FilesService for Files {
         let name = note_name(&request, &request.get_ref().name)?;
         let about = request.extensions().get::<Note>().cloned();
         let invite = request.into_inner().invite;
-        let invite = Some(invite.to_vec()).filter(|invite| !invite.is_empty());
+        let invite = Some(invite).filter(|invite| !invite.is_empty()).map(hex::decode).transpose();
+        let invite = invite.map_err(|_| {
+            invalid("INVITE_MALFORMED", "an invite is written in hexadecimal digits")
+        })?;
         let made = self.sessions.engine().register_in_custody(&name, &password, invite).await;
         let (registered, begun) = made.map_err(|error| refusal(&error))?;
         Ok(Response::new(pb::RegisterResponse {

@@ -52,7 +52,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def register(self, name: str, password: str, invite: bytes = b"") -> str:
+    def register(self, name: str, password: str, invite: str = "") -> str:
         """Makes a user in gateway custody, and logs in; gives the recovery code, to be kept on paper."""
         request = pb.RegisterRequest(name=name, password=password, invite=invite)
         made = self._call(self._stub.Register, request)

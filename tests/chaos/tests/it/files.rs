@@ -42,7 +42,7 @@ fn reason(status: &Status) -> String {
 
 async fn register(channel: &Channel, name: &str) -> String {
     let password = format!("canary-password-of-{name}-31d6");
-    let request = pb::RegisterRequest { name: name.to_owned(), password, invite: Bytes::new() };
+    let request = pb::RegisterRequest { name: name.to_owned(), password, invite: String::new() };
     let made = files(channel).register(request).await.unwrap().into_inner();
     assert_eq!(made.recovery_code.len(), 44);
     let session = made.session.unwrap();
@@ -373,6 +373,9 @@ fn a_token_opens_its_session_at_any_gateway_until_logout() {
 fn what_the_files_api_refuses() {
     let cluster = Cluster::start().unwrap();
     cluster.coffer("carol", &["register", "carol"]).unwrap();
+    let dir = cluster.cluster_dir();
+    let invite = cluster.coffer("carol", &["order", "invite", "--dir", dir.to_str().unwrap()]);
+    let invite = invite.unwrap().trim().to_owned();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let channel = channel(&cluster, &cluster.address);
@@ -413,10 +416,23 @@ fn what_the_files_api_refuses() {
         let again = pb::RegisterRequest {
             name: "alice".to_owned(),
             password: "another".to_owned(),
-            invite: Bytes::new(),
+            invite: String::new(),
         };
         let refused = files(&channel).register(again).await.unwrap_err();
         assert_eq!(reason(&refused), "NAME_TAKEN");
+
+        // Anybody may register here; an invite is taken as its administrator wrote it.
+        for (name, invite, expected) in
+            [("ivy", invite.as_str(), None), ("ivan", "not hexadecimal", Some("INVITE_MALFORMED"))]
+        {
+            let request = pb::RegisterRequest {
+                name: name.to_owned(),
+                password: "another".to_owned(),
+                invite: invite.to_owned(),
+            };
+            let refused = files(&channel).register(request).await.err();
+            assert_eq!(refused.as_ref().map(reason).as_deref(), expected, "{name}");
+        }
 
         // Paths, and other people's files.
         for (path, expected) in [
