@@ -18,13 +18,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use coffer_client::contact::{Pinned, StateDir};
 use coffer_client::progress::Silent;
-use coffer_client::{ClientError, CustodySession, Engine, PutOptions, Session};
+use coffer_client::{ClientError, CustodySession, Engine, PieceStream, PutOptions, Session};
 use coffer_model::descriptor::SignedDescriptor;
 use coffer_model::hash::Hash;
 use coffer_model::id::{ClusterId, WriteId};
 use coffer_model::name::UserName;
 use coffer_model::session::CertificateHash;
 use coffer_proto::v1 as pb;
+use coffer_proto::v1::admin_service_server::AdminService;
 use coffer_proto::v1::files_service_server::FilesService;
 use coffer_proto::{CONTENT_BYTES_MAX, PAGE_SIZE_MAX};
 use coffer_service::audit::{Note, note};
@@ -50,6 +51,8 @@ use crate::members::Members;
 const PAGE_SIZE: u32 = 200;
 /// How often what is idle is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
+/// How long a stream may take for its next piece: it holds one of the calls that are answered at a time.
+const PIECE_WAIT: Duration = Duration::from_secs(60);
 /// The longest name of a put.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -58,6 +61,7 @@ pub(crate) struct Files {
     sessions: Sessions,
     uploads: Uploads,
     limits: Arc<Limits>,
+    members: Arc<Members>,
 }
 
 /// A call that may go on.
@@ -84,10 +88,11 @@ impl Files {
             descriptor,
             successors: Vec::new(),
         };
-        let transport = Arc::new(InProcess::new(members, chunks));
+        let transport = Arc::new(InProcess::new(Arc::clone(&members), chunks));
         // Nothing of a user is remembered on this machine's disk.
         let engine = Engine::over(transport, pinned, StateDir::nowhere());
-        Self { sessions: Sessions::new(engine), uploads: Uploads::new(), limits: Limits::new() }
+        let (sessions, uploads, limits) = (Sessions::new(engine), Uploads::new(), Limits::new());
+        Self { sessions, uploads, limits, members }
     }
 
     /// Wipes what is idle, until shutdown.
@@ -180,6 +185,22 @@ fn write_of(request_id: &str, path: &str, bytes: &[u8]) -> Result<Option<WriteId
     Ok(Some(WriteId::from_bytes(id)))
 }
 
+/// The content of a stream. One that breaks, stalls, or is not as it should be, makes no file.
+fn pieces_of(parts: Streaming<pb::PutStreamRequest>) -> PieceStream {
+    use pb::put_stream_request::Part;
+    let pieces = stream::try_unfold(parts, |mut parts| async move {
+        let part = tokio::time::timeout(PIECE_WAIT, parts.message()).await;
+        match part.map_err(|_| ClientError::Stopped)?.map_err(|_| ClientError::Stopped)? {
+            None => Ok(None),
+            Some(pb::PutStreamRequest { part: Some(Part::Data(bytes)) }) => {
+                Ok(Some((bytes, parts)))
+            }
+            Some(_) => Err(ClientError::Stopped),
+        }
+    });
+    pieces.boxed()
+}
+
 /// Says in the audit log whose name it was.
 fn note_name<M>(request: &Request<M>, name: &str) -> Result<UserName, Status> {
     let name = user_name(name)?;
@@ -198,7 +219,10 @@ impl FilesService for Files {
         let name = note_name(&request, &request.get_ref().name)?;
         let about = request.extensions().get::<Note>().cloned();
         let invite = request.into_inner().invite;
-        let invite = Some(invite.to_vec()).filter(|invite| !invite.is_empty());
+        let invite = Some(invite).filter(|invite| !invite.is_empty()).map(hex::decode).transpose();
+        let invite = invite.map_err(|_| {
+            invalid("INVITE_MALFORMED", "an invite is written in hexadecimal digits")
+        })?;
         let made = self.sessions.engine().register_in_custody(&name, &password, invite).await;
         let (registered, begun) = made.map_err(|error| refusal(&error))?;
         Ok(Response::new(pb::RegisterResponse {
@@ -343,16 +367,11 @@ impl FilesService for Files {
         };
         let path = remote_path(&start.path)?;
         let options = put_options(start.mode, start.if_version);
-        let pieces = parts.map(|part| match part.map(|part| part.part) {
-            Ok(Some(Part::Data(bytes))) => Ok(bytes),
-            // A stream that breaks, or is not as it should be, makes no file.
-            Ok(_) | Err(_) => Err(ClientError::Stopped),
-        });
-        let report = session.put_pieces(pieces.boxed(), &path, &options).await;
+        let report = session.put_pieces(pieces_of(parts), &path, &options).await;
         let report = report.map_err(|error| match error {
             ClientError::Stopped => invalid(
                 "STREAM_MALFORMED",
-                "the stream broke, or has something else in it than bytes",
+                "the stream broke, stalled, or has something else in it than bytes",
             ),
             error => self.refused(&hash, &error),
         })?;
@@ -495,5 +514,17 @@ impl FilesService for Files {
         let limit = usize::try_from(page_size(message.limit)).unwrap_or_default();
         let (files, complete) = find(&session, path, &wanted, limit).await?;
         Ok(Response::new(pb::FindResponse { files, complete }))
+    }
+
+    async fn get_quota(
+        &self,
+        request: Request<pb::GetQuotaRequest>,
+    ) -> Result<Response<pb::GetQuotaResponse>, Status> {
+        let Call { session, admitted: _admitted, .. } = self.admit(request).await?;
+        // How much somebody uses is nothing the cluster signs: it is a help, and no promise.
+        let asked = Request::new(pb::FindHomeRequest { name: session.name().to_string() });
+        let home = self.members.find_home(asked).await?.into_inner();
+        let pb::FindHomeResponse { used_bytes, quota_bytes, .. } = home;
+        Ok(Response::new(pb::GetQuotaResponse { used_bytes, limit_bytes: quota_bytes }))
     }
 }

@@ -591,3 +591,83 @@ async fn ops_that_arrive_together_share_bundles() {
     assert!(bundles < 60, "{bundles} bundles for 300 ops");
     assert_eq!(world.session.list(&path("/ada"), false).await.unwrap().len(), 300);
 }
+
+#[tokio::test]
+async fn a_put_with_a_name_is_made_once() {
+    let world = World::new().await;
+    let options =
+        PutOptions { write_id: Some(write_id()), if_version: Some(0), ..PutOptions::standard() };
+    for content in [noise(100, 1), noise(MIB + 1, 2)] {
+        let options = PutOptions { write_id: Some(write_id()), ..options.clone() };
+        let to = path(&format!("/ada/file-{}", content.len()));
+        for _ in 0..2 {
+            let put = world.session.put_bytes(&content, &to, &options).await.unwrap();
+            assert_eq!((put.version, put.length), (1, content.len() as u64));
+        }
+        // Over another version it is a put like any other.
+        put(&world.session, &to.to_string(), b"other", &PutOptions::standard()).await.unwrap();
+        let late = world.session.put_bytes(&content, &to, &options).await;
+        assert!(matches!(late, Err(ClientError::Exists { .. })), "{late:?}");
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_any_size_are_one_file_and_a_broken_stream_is_none() {
+    let world = World::new().await;
+    let content = noise(2 * MIB + 5, 3);
+    for size in [17_001, MIB, 3 * MIB] {
+        let pieces: Vec<_> =
+            content.chunks(size).map(|piece| Ok(bytes::Bytes::copy_from_slice(piece))).collect();
+        let mut broken = pieces.clone();
+        broken.push(Err(ClientError::Stopped));
+        let to = path(&format!("/ada/pieces-{size}"));
+        let pieces_of = |pieces| Box::pin(futures_util::stream::iter(pieces));
+        let options = PutOptions::standard();
+        let failed = world.session.put_pieces(pieces_of(broken), &to, &options).await;
+        assert!(matches!(failed, Err(ClientError::Stopped)), "{failed:?}");
+        assert!(matches!(world.session.stat(&to).await, Err(ClientError::NotFound { .. })));
+        let put = world.session.put_pieces(pieces_of(pieces), &to, &options).await.unwrap();
+        assert_eq!((put.version, put.length), (1, content.len() as u64));
+        assert!(world.get(&to.to_string()).await.unwrap() == content);
+    }
+}
+
+#[tokio::test]
+async fn pages_go_on_from_their_token_and_from_no_other() {
+    let world = World::new().await;
+    for number in 0..5 {
+        world.put(&format!("/ada/file-{number}"), b"x").await;
+        world.put("/ada/versions", &[number]).await;
+    }
+    world.session.mkdir(&path("/ada/other"), false).await.unwrap();
+    let (home, mut names, mut token) = (path("/ada"), Vec::new(), None);
+    loop {
+        let page = world.session.list_page(&home, false, 3, token.as_deref()).await.unwrap();
+        assert!(page.items.len() <= 3);
+        names.extend(page.items.into_iter().map(|item| item.name.to_string()));
+        let Some(next) = page.next else { break };
+        let other = world.session.list_page(&path("/ada/other"), false, 3, Some(&next)).await;
+        assert!(matches!(other, Err(ClientError::WrongPageToken)), "{other:?}");
+        let deleted = world.session.list_page(&home, true, 3, Some(&next)).await;
+        assert!(matches!(deleted, Err(ClientError::WrongPageToken)), "{deleted:?}");
+        token = Some(next);
+    }
+    names.sort();
+    assert_eq!(names, ["file-0", "file-1", "file-2", "file-3", "file-4", "other", "versions"]);
+
+    let file = path("/ada/versions");
+    let first = world.session.versions_page(&file, 2, None).await.unwrap();
+    let token = first.next.unwrap();
+    let second = world.session.versions_page(&file, 2, Some(&token)).await.unwrap();
+    let numbers =
+        |items: &[crate::VersionInfo]| items.iter().map(|it| it.version).collect::<Vec<_>>();
+    assert_eq!((numbers(&first.items), numbers(&second.items)), (vec![5, 4], vec![3, 2]));
+    for wrong in [
+        world.session.versions_page(&path("/ada/file-1"), 2, Some(&token)).await,
+        world.session.versions_page(&file, 2, Some("rubbish")).await,
+    ] {
+        assert!(matches!(wrong, Err(ClientError::WrongPageToken)), "{wrong:?}");
+    }
+    let listing = world.session.list_page(&home, false, 3, Some(&token)).await;
+    assert!(matches!(listing, Err(ClientError::WrongPageToken)), "{listing:?}");
+}

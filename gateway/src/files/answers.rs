@@ -182,3 +182,42 @@ fn timestamp(ns: i64) -> Timestamp {
     let nanos = i32::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or_default();
     Timestamp { seconds: ns.div_euclid(1_000_000_000), nanos }
 }
+
+#[cfg(test)]
+mod tests {
+    use coffer_service::status::reason_of;
+
+    use super::*;
+
+    #[test]
+    fn no_refusal_repeats_what_it_is_about() {
+        let what = || "/alice/canary".to_owned();
+        let errors = [
+            ClientError::NotFound { what: what() },
+            ClientError::Exists { what: what() },
+            ClientError::Conflict { what: what() },
+            ClientError::Denied { what: what() },
+            ClientError::InvalidName { name: what(), why: NameError::NotNfc(what()) },
+            ClientError::Invalid { what: what() },
+            ClientError::Tampered { what: what() },
+            ClientError::Refused { detail: what() },
+            ClientError::Unavailable { detail: what() },
+            ClientError::InvalidPassword { why: what() },
+            ClientError::NameTaken { name: what() },
+        ];
+        for error in errors {
+            let refused = refusal(&error);
+            assert!(reason_of(&refused).is_some(), "{refused:?}");
+            assert!(!format!("{refused:?}").contains("canary"), "{refused:?}");
+        }
+        assert!(!format!("{:?}", remote_path("canary").err()).contains("canary"));
+    }
+
+    #[test]
+    fn times_before_the_epoch_are_times() {
+        let before = timestamp(-1);
+        assert_eq!((before.seconds, before.nanos), (-1, 999_999_999));
+        let after = timestamp_ms(1_500);
+        assert_eq!((after.seconds, after.nanos), (1, 500_000_000));
+    }
+}

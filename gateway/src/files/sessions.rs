@@ -33,12 +33,18 @@ pub(crate) struct Sessions {
 struct Open {
     session: Session,
     check: TokenCheck,
+    times: Times,
+}
+
+/// When a session was opened here, and last used.
+#[derive(Clone, Copy)]
+struct Times {
     opened: Instant,
     used: Instant,
 }
 
-impl Open {
-    fn is_stale(&self, now: Instant) -> bool {
+impl Times {
+    fn is_stale(self, now: Instant) -> bool {
         now.duration_since(self.used) >= IDLE_MAX || now.duration_since(self.opened) >= OPEN_MAX
     }
 }
@@ -83,11 +89,11 @@ impl Sessions {
         if !found.check.is_of(token) {
             return Err(refusal(&ClientError::WrongToken));
         }
-        if found.is_stale(now) {
+        if found.times.is_stale(now) {
             open.remove(&token.session());
             return Ok(None);
         }
-        found.used = now;
+        found.times.used = now;
         Ok(Some(found.session.clone()))
     }
 
@@ -100,10 +106,10 @@ impl Sessions {
         let now = Instant::now();
         let mut open = self.lock();
         if open.len() >= SESSIONS_MAX && !open.contains_key(&token.session()) {
-            let oldest = open.iter().min_by_key(|(_, open)| open.used).map(|(hash, _)| *hash);
+            let oldest = open.iter().min_by_key(|(_, open)| open.times.used).map(|(hash, _)| *hash);
             oldest.map(|hash| open.remove(&hash));
         }
-        let kept = Open { session, check: token.check(), opened: now, used: now };
+        let kept = Open { session, check: token.check(), times: Times { opened: now, used: now } };
         open.insert(token.session(), kept);
     }
 
@@ -114,7 +120,7 @@ impl Sessions {
 
     /// Forgets the sessions nobody has used for a while, and those that have ended.
     pub(crate) fn sweep(&self, now: Instant) {
-        self.lock().retain(|_, open| !open.is_stale(now));
+        self.lock().retain(|_, open| !open.times.is_stale(now));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<CertificateHash, Open>> {
@@ -136,4 +142,48 @@ fn bearer_token<T>(request: &Request<T>) -> Result<BearerToken, Status> {
     }
     BearerToken::parse(token.trim())
         .map_err(|_| unauthenticated("TOKEN_MALFORMED", "this is not a token"))
+}
+
+#[cfg(test)]
+mod tests {
+    use coffer_service::status::reason_of;
+
+    use super::*;
+
+    #[test]
+    fn a_session_is_wiped_when_nobody_uses_it_and_when_it_ends() {
+        let start = Instant::now();
+        let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        let used = |minutes| Times { opened: start, used: at(minutes) };
+        for (used, now, stale) in [
+            (used(0), at(14), false),
+            (used(0), at(15), true),
+            (used(100), at(114), false),
+            (used(100), at(115), true),
+            (used(12 * 60 - 1), at(12 * 60 - 1), false),
+            (used(12 * 60 - 1), at(12 * 60), true),
+        ] {
+            assert_eq!(used.is_stale(now), stale, "after {:?}", now.duration_since(start));
+        }
+    }
+
+    #[test]
+    fn what_is_no_token_is_told_apart_from_no_token_and_never_repeated() {
+        let rows = [
+            (None, "TOKEN_REQUIRED"),
+            (Some("Basic canary-secret"), "TOKEN_REQUIRED"),
+            (Some("canary-secret"), "TOKEN_REQUIRED"),
+            (Some("Bearer canary-secret"), "TOKEN_MALFORMED"),
+        ];
+        for (header, expected) in rows {
+            let mut request = Request::new(());
+            if let Some(value) = header.and_then(|header| header.parse().ok()) {
+                request.metadata_mut().insert("authorization", value);
+            }
+            let refused = bearer_token(&request).err();
+            let reason = refused.as_ref().and_then(reason_of).map(|reason| reason.code);
+            assert_eq!(reason.as_deref(), Some(expected));
+            assert!(!format!("{refused:?}").contains("canary"));
+        }
+    }
 }

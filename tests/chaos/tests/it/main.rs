@@ -8,6 +8,7 @@ mod command_line;
 mod confidential;
 mod crowds;
 mod faults;
+mod files;
 mod hot_directory;
 mod large;
 mod linear;
