@@ -215,7 +215,7 @@ fn a_user_in_gateway_custody_has_files_with_versions() {
     });
 }
 
-/// Proves S32 of docs/semantics.md: files of megabytes, in pieces and as streams, are the bytes that were sent, or nothing.
+/// Proves S34 of docs/semantics.md: files of megabytes, in pieces and as streams, are the bytes that were sent, or nothing.
 #[test]
 fn large_files_come_in_pieces_and_go_as_streams() {
     let cluster = Cluster::start().unwrap();
@@ -327,7 +327,7 @@ fn large_files_come_in_pieces_and_go_as_streams() {
     });
 }
 
-/// Proves S30, S31 of docs/semantics.md.
+/// Proves S32, S33 of docs/semantics.md.
 #[test]
 fn a_token_opens_its_session_at_any_gateway_until_logout() {
     let mut cluster = Cluster::start().unwrap();
