@@ -102,7 +102,7 @@ fn invite_of(text: &str) -> Result<Vec<u8>, ClientError> {
         pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
     };
     let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();
-    bytes.filter(|_| text.len() % 2 == 0).ok_or_else(|| ClientError::Invalid {
+    bytes.filter(|_| text.len().is_multiple_of(2)).ok_or_else(|| ClientError::Invalid {
         what: "the invite is not one: it has hexadecimal digits only".to_owned(),
     })
 }
