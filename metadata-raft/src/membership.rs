@@ -61,7 +61,8 @@ impl Following {
             let mut latest =
                 if looked_at == metrics.last_applied { None } else { self.latest().await };
             looked_at = metrics.last_applied;
-            if metrics.current_leader.is_some() {
+            // One that led when it was lost goes on taking itself for the leader, but nobody answers it.
+            if self.door.leadership.leader().is_some() {
                 alone_since = None;
             } else if alone_since.get_or_insert_with(Instant::now).elapsed() > ALONE_MAX {
                 alone_since = None;
