@@ -61,8 +61,14 @@ impl Following {
             let mut latest =
                 if looked_at == metrics.last_applied { None } else { self.latest().await };
             looked_at = metrics.last_applied;
-            // One that led when it was lost goes on taking itself for the leader, but nobody answers it.
-            if self.door.leadership.leader().is_some() {
+            // One that led when it was lost takes itself for the leader again, but nobody answers it.
+            let is_heard = match metrics.current_leader {
+                Some(leader) if leader == self.door.group.me.as_u64() => {
+                    metrics.millis_since_quorum_ack.is_some() && self.door.leadership.is_mine()
+                }
+                leader => leader.is_some(),
+            };
+            if is_heard {
                 alone_since = None;
             } else if alone_since.get_or_insert_with(Instant::now).elapsed() > ALONE_MAX {
                 alone_since = None;
