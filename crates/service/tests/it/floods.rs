@@ -117,8 +117,8 @@ async fn a_flood_ends_with_its_connection() {
         let flooding = tokio::spawn(async move {
             use tokio::io::AsyncWriteExt;
             writer.write_all(&first).await?;
-            // Some MiB of each: far beyond what any bound allows.
-            for batch in 0..1000u32 {
+            // Tens of MiB of each: far beyond what any bound allows, and what the sockets hold between us.
+            for batch in 0..30_000u32 {
                 let frames: Vec<u8> = (batch * 100..batch * 100 + 100).flat_map(each).collect();
                 writer.write_all(&frames).await?;
                 writer.flush().await?;
