@@ -6,6 +6,7 @@ use coffer_metadata_core::state::FORMER_LAYOUTS_MAX;
 use coffer_metadata_core::{Command, TableError, query};
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::decode;
+use coffer_model::id::ClusterId;
 use coffer_model::layout::Layout;
 use coffer_model::log::SystemOp;
 use coffer_model::name::{NameError, UserName};
@@ -75,6 +76,7 @@ impl AdminService for Admin {
             }
             next.verify_next(&cluster, &former).map_err(|error| refused(&error))?;
             keeps_holders(view, &wanted)?;
+            keeps_layouts(view, &cluster, &wanted)?;
             Ok(Checked::Next)
         });
         let op = SystemOp::NextDescriptor { descriptor };
@@ -265,6 +267,20 @@ fn keeps_holders(view: &View, next: &Descriptor) -> Result<(), Status> {
             Err(status(Code::FailedPrecondition, "NODE_IN_USE", &text, &[]))
         }
     }
+}
+
+/// The layouts must stay signed by administrators of the descriptor in force: that is how everybody checks
+/// them.
+fn keeps_layouts(view: &View, cluster: &ClusterId, next: &Descriptor) -> Result<(), Status> {
+    let signed = layouts(view)?.signed;
+    let is_theirs =
+        |signed: &Vec<u8>| Layout::verify(signed, cluster, &next.administrators).is_ok();
+    if signed.iter().all(is_theirs) {
+        return Ok(());
+    }
+    let text = "a layout that is not retired is signed by an administrator this descriptor leaves out: have \
+                one that stays sign the next layout first, and wait until it is proven";
+    Err(status(Code::FailedPrecondition, "LAYOUT_UNSIGNED", text, &[]))
 }
 
 fn refused(error: &dyn std::error::Error) -> Status {
