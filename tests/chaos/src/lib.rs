@@ -196,6 +196,13 @@ impl Cluster {
         command.spawn().context("cannot run `coffer`")
     }
 
+    /// As [`Self::spawn`], with what it prints for whoever waits for it.
+    pub fn spawn_piped(&self, user: &str, args: &[&str]) -> Result<Child> {
+        let mut command = self.command(user, args)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("cannot run `coffer`")
+    }
+
     fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
         let runtime = self.runtime.path().join(user);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;

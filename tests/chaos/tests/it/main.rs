@@ -17,4 +17,5 @@ mod observed;
 mod operate;
 mod orders;
 mod purge;
+mod slow_commit;
 mod sync;
