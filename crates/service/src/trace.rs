@@ -1,10 +1,11 @@
-//! Spans: one for each call that is handled, below the one the caller sent along.
+//! Spans: one for each call that is handled, below the one the caller sent along, above those of the
+//! calls that are made while it is handled.
 //!
 //! A span says which method, of which role, with which code and for how long. It has nothing of what
 //! the call was about, nor of who made it: that is for the audit log.
 
-use http::Request;
-use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use http::{HeaderMap, HeaderValue, Request};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt, Tracer as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -13,7 +14,8 @@ use tonic::body::Body;
 
 use crate::telemetry::Traces;
 
-/// The one header of W3C trace context that is read. `tracestate` may hold anything, so it is not.
+/// The one header of W3C trace context that is read and sent. `tracestate` may hold anything, so it is
+/// neither exported nor passed on.
 const TRACEPARENT: &str = "traceparent";
 /// Service and method of a call that nobody knows: what it asks for may be anything.
 const OTHER: &str = "other";
@@ -79,6 +81,14 @@ const fn is_fault(code: Code) -> bool {
     )
 }
 
+/// Names the span in force, if there is one, to whoever is called.
+pub(crate) fn pass_on(headers: &mut HeaderMap) {
+    let context = Context::current();
+    if context.has_active_span() {
+        TraceContextPropagator::new().inject_context(&context, &mut Child(headers));
+    }
+}
+
 /// What a propagator may see of a request.
 struct Parent<'a>(&'a Request<Body>);
 
@@ -90,5 +100,19 @@ impl Extractor for Parent<'_> {
 
     fn keys(&self) -> Vec<&str> {
         vec![TRACEPARENT]
+    }
+}
+
+/// What a propagator may put on a request.
+struct Child<'a>(&'a mut HeaderMap);
+
+impl Injector for Child<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if key != TRACEPARENT {
+            return;
+        }
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            self.0.insert(TRACEPARENT, value);
+        }
     }
 }

@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -25,13 +26,16 @@ use prost::Message;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tower::{Layer as _, ServiceExt, service_fn};
 use tracing::subscriber::DefaultGuard;
 
 use super::*;
+use crate::channel::Channel;
 use crate::metrics::Metrics;
 use crate::peer::PeerId;
+use crate::shutdown::Shutdown;
 use crate::status::status;
 use crate::watch::Watch;
 
@@ -48,6 +52,8 @@ struct Collector(Arc<Mutex<Collected>>);
 struct Collected {
     spans: Vec<ExportTraceServiceRequest>,
     lines: Vec<ExportLogsServiceRequest>,
+    /// The span that each call with spans named as its parent.
+    parents: Vec<Option<String>>,
 }
 
 impl Collector {
@@ -70,7 +76,11 @@ impl TraceService for Collector {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().unwrap().spans.push(request.into_inner());
+        let parent = request.metadata().get("traceparent");
+        let parent = parent.map(|parent| parent.to_str().unwrap().to_owned());
+        let mut collected = self.0.lock().unwrap();
+        collected.parents.push(parent);
+        collected.spans.push(request.into_inner());
         Ok(tonic::Response::new(Default::default()))
     }
 }
@@ -213,6 +223,44 @@ async fn a_collector_gets_calls_and_own_lines_and_nothing_of_what_they_are_about
 
     let text = metrics.text().unwrap();
     assert!(text.contains("coffer_telemetry_undelivered_total 0"), "{text}");
+}
+
+/// Any call will do to see what is sent along.
+async fn call(channel: Channel) {
+    let mut client = TraceServiceClient::new(channel);
+    client.export(ExportTraceServiceRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_made_while_another_is_handled_belongs_to_it() {
+    let (collector, address) = Collector::serve().await;
+    let (called, called_address) = Collector::serve().await;
+    let (export, _guard) = exporting(address);
+    let endpoint = Endpoint::from_shared(format!("http://{called_address}")).unwrap();
+    let channel = Channel::from(endpoint.connect_lazy());
+    let (within, shutdown) = (channel.clone(), Shutdown::new());
+    let service = service_fn(move |_: Request<Body>| {
+        let (channel, shutdown) = (within.clone(), shutdown.clone());
+        async move {
+            call(channel.clone()).await;
+            shutdown.spawn("call on the side", call(channel)).await.unwrap();
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }
+    });
+    let watch = Watch::start("worker", ["/a.B/Good".to_owned()], [], None).unwrap();
+    let request = Request::builder()
+        .uri("/a.B/Good")
+        .header("traceparent", format!("00-{TRACE_ID}-{SPAN_ID}-01"))
+        .header("tracestate", format!("vendor={CANARY}"));
+    watch.layer(service).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    call(channel).await;
+    export.stop().await;
+
+    let collected = collector.0.lock().unwrap();
+    assert_eq!(collected.parents, [None]);
+    let span = &collected.spans[0].resource_spans[0].scope_spans[0].spans[0];
+    let own = Some(format!("00-{TRACE_ID}-{}-01", hex::encode(&span.span_id)));
+    assert_eq!(called.0.lock().unwrap().parents, [own.clone(), own, None]);
 }
 
 #[tokio::test]
