@@ -21,12 +21,12 @@ use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::{CHUNK_BYTES_PER_CALL, CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
 use coffer_service::audit::note;
 use coffer_service::call::contained;
+use coffer_service::channel::Channel;
 use coffer_service::pace::hold_until_taken;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::status::{is_retryable, reason_of, relayed, status, status_with_retry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::metadata::BinaryMetadataValue;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::cluster::{Cluster, Node, View};

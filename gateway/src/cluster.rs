@@ -10,13 +10,12 @@ use coffer_model::id::{ChunkId, ClusterId, NodeId};
 use coffer_model::layout::Layout;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
-use coffer_service::channel::{ChannelOptions, ChannelPool};
+use coffer_service::channel::{Channel, ChannelOptions, ChannelPool};
 use coffer_service::health::Health;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::status::status;
 use coffer_service::tls::LiveTls;
 use tokio::sync::Semaphore;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::members::{Members, host_of, peer};

@@ -17,4 +17,4 @@ mod members;
 mod serve;
 
 pub use config::{Config, read_config};
-pub use serve::{Error, run};
+pub use serve::{Error, ROLE, run};

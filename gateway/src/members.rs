@@ -20,12 +20,11 @@ use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
 use coffer_service::audit::note;
 use coffer_service::call::contained;
-use coffer_service::channel::{ChannelError, ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelError, ChannelOptions, connect_lazy};
 use coffer_service::peer::PeerId;
 use coffer_service::status::{relayed, status};
 use coffer_service::tls::LiveTls;
 use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::door::Door;

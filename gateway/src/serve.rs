@@ -31,6 +31,9 @@ use crate::door::Door;
 use crate::files::Files;
 use crate::members::Members;
 
+/// The role of a gateway, in its logs, its audit log and its traces.
+pub const ROLE: &str = "gateway";
+
 const TLS_RELOAD_EVERY: Duration = Duration::from_secs(10);
 /// How long what is under way at shutdown may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +115,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let members = Arc::new(Members::new(&descriptor.members, &tls, Arc::clone(&door))?);
     let cluster = Arc::new(Cluster::new(cluster_id, descriptor, Arc::clone(&members), &tls));
     let watch = Watch::start(
-        "gateway",
+        ROLE,
         coffer_proto::methods(),
         coffer_proto::REFUSALS,
         config.audit_log.as_deref(),

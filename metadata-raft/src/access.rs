@@ -12,10 +12,10 @@ use coffer_model::session::{CLOCK_SKEW_MS_MAX, PROOF_HEADER, SessionProof};
 use coffer_service::audit::Note;
 use coffer_service::cache::BoundedCache;
 use coffer_service::call::contained;
+use coffer_service::channel::Channel;
 use coffer_service::server::peer_of;
 use coffer_service::status::{status, status_with_retry};
 use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::batch::ProposeError;

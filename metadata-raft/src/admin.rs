@@ -16,8 +16,8 @@ use coffer_proto::v1 as pb;
 use coffer_proto::v1::admin_service_client::AdminServiceClient;
 use coffer_proto::v1::admin_service_server::AdminService;
 use coffer_service::audit::note;
+use coffer_service::channel::Channel;
 use coffer_service::status::status;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::access::{Door, Route, invalid, reading, store_failed};

@@ -8,7 +8,7 @@ use coffer_model::log::NodeReport;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::cluster_service_server::ClusterService;
-use tonic::transport::Channel;
+use coffer_service::channel::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::access::{Door, Route, reading, store_failed};

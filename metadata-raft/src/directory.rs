@@ -20,8 +20,8 @@ use coffer_proto::{
     MESSAGE_BYTES_MAX, PAGE_SIZE_MAX, QUERIES_PER_READ, SLOTS_PER_QUERY, TICKET_BYTES_MAX,
 };
 use coffer_service::audit::{Note, note_of};
+use coffer_service::channel::Channel;
 use coffer_service::status::{status, status_with_retry};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::access::{Door, Route, authorised, invalid, query_refused, reading, store_failed};

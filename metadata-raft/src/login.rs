@@ -21,8 +21,8 @@ use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
+use coffer_service::channel::Channel;
 use coffer_service::status::{status, status_with_retry};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::access::{Door, Route, invalid, reading, store_failed};

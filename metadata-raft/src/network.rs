@@ -84,8 +84,10 @@ fn garbled(error: Malformed) -> Failure {
 impl Connection {
     fn client<E: Error>(
         &self,
-    ) -> Result<pb::member_service_client::MemberServiceClient<tonic::transport::Channel>, Failure<E>>
-    {
+    ) -> Result<
+        pb::member_service_client::MemberServiceClient<coffer_service::channel::Channel>,
+        Failure<E>,
+    > {
         self.peers.raft(self.target).ok_or_else(|| {
             let reason = AnyError::error(format!("the descriptor names no member {}", self.target));
             Unreachable::from(reason).into()

@@ -15,7 +15,7 @@ use coffer_model::id::MemberId;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::snapshot_service_client::SnapshotServiceClient;
-use coffer_service::channel::ChannelError;
+use coffer_service::channel::{Channel, ChannelError};
 use coffer_service::peer::{PeerId, peer_uri_id};
 use coffer_service::server::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use coffer_service::tls::LiveTls;
@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tower::service_fn;
 
 use crate::group::{Group, member_of_peer};
@@ -200,10 +200,11 @@ fn connect(target: &Arc<Target>) -> Result<Channel, ChannelError> {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(false);
     let target = Arc::clone(target);
-    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
+    let channel = endpoint.connect_with_connector_lazy(service_fn(move |_| {
         let target = Arc::clone(&target);
         async move { target.connect().await.map(TokioIo::new) }
-    })))
+    }));
+    Ok(channel.into())
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.

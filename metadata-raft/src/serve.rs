@@ -20,12 +20,12 @@ use coffer_proto::v1::cluster_service_server::ClusterServiceServer;
 use coffer_proto::v1::directory_service_server::DirectoryServiceServer;
 use coffer_proto::v1::login_service_server::LoginServiceServer;
 use coffer_service::audit::note;
+use coffer_service::channel::Channel;
 use coffer_service::health::Health;
 use coffer_service::status::{status, status_with_retry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tonic::service::Routes;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access::{Door, Route, invalid, reading, stopping, store_failed};

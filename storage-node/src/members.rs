@@ -6,10 +6,9 @@ use std::time::Duration;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_service::call::contained;
-use coffer_service::channel::{ChannelOptions, ChannelPool};
+use coffer_service::channel::{Channel, ChannelOptions, ChannelPool};
 use coffer_service::tls::LiveTls;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::cluster::Cluster;
 

@@ -1,10 +1,11 @@
 //! The server roles: read the configuration, set up the process, run until told to stop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coffer_service::identity::ProcessIdentity;
 use coffer_service::shutdown::Shutdown;
-use coffer_service::telemetry::{self, LogFormat};
+use coffer_service::telemetry::{self, LogFormat, Otlp, TelemetryGuard};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 /// Set by a parent that wants its children to end with it: the parent's process id.
@@ -22,6 +23,25 @@ pub(crate) struct RoleArgs {
     /// Which log lines are written, as for `RUST_LOG`
     #[arg(long, env = "COFFER_LOG", default_value = "info")]
     log: String,
+    /// Send traces and logs to the collector at this address, by OTLP over gRPC, such as
+    /// `http://127.0.0.1:4317`
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
+}
+
+impl RoleArgs {
+    /// Starts the telemetry of a process with this role, whose volume this is.
+    fn telemetry(&self, role: &'static str, volume: Option<&Path>) -> Result<TelemetryGuard> {
+        let format = if self.log_json { LogFormat::Json } else { LogFormat::Text };
+        // An empty variable is one that is not set: OpenTelemetry says so.
+        let endpoint = self.otlp.clone().filter(|endpoint| !endpoint.is_empty());
+        let otlp = endpoint.map(|endpoint| Otlp {
+            endpoint,
+            role,
+            instance: volume.and_then(ProcessIdentity::recorded),
+        });
+        Ok(telemetry::init(format, &self.log, otlp.as_ref())?)
+    }
 }
 
 /// Which server.
@@ -34,8 +54,6 @@ pub(crate) enum Server {
 
 /// Runs one server until SIGTERM or SIGINT.
 pub(crate) async fn run(server: Server, args: RoleArgs) -> Result<()> {
-    let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
-    let _telemetry = telemetry::init(format, &args.log)?;
     end_with_parent()?;
     let shutdown = Shutdown::new();
     shutdown.listen_for_signals().context("cannot listen for signals")?;
@@ -43,15 +61,26 @@ pub(crate) async fn run(server: Server, args: RoleArgs) -> Result<()> {
     match server {
         Server::Metadata => {
             let config = coffer_metadata_raft::read_config(file)?;
-            coffer_metadata_raft::run(config, shutdown).await?;
+            let volume = Some(config.data_dir.as_path());
+            let telemetry = args.telemetry(coffer_metadata_raft::ROLE, volume)?;
+            let ended = coffer_metadata_raft::run(config, shutdown).await;
+            telemetry.stop().await;
+            ended?;
         }
         Server::Storage => {
             let config = coffer_storage_node::read_config(file)?;
-            coffer_storage_node::run(config, shutdown).await?;
+            let volume = Some(config.data_dir.as_path());
+            let telemetry = args.telemetry(coffer_storage_node::ROLE, volume)?;
+            let ended = coffer_storage_node::run(config, shutdown).await;
+            telemetry.stop().await;
+            ended?;
         }
         Server::Gateway => {
             let config = coffer_gateway::read_config(file)?;
-            coffer_gateway::run(config, shutdown).await?;
+            let telemetry = args.telemetry(coffer_gateway::ROLE, None)?;
+            let ended = coffer_gateway::run(config, shutdown).await;
+            telemetry.stop().await;
+            ended?;
         }
     }
     Ok(())

@@ -3,21 +3,25 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint};
-use tower::service_fn;
+use tonic::body::Body;
+use tonic::transport::{self, Endpoint};
+use tower::{Service, service_fn};
 
 use crate::cache::BoundedCache;
 use crate::peer::{PeerId, peer_uri_id};
 use crate::server::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::tls::LiveTls;
+use crate::trace;
 
 /// How long connecting and shaking hands may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,6 +29,32 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long the answer may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A channel. A call on it that is made while another is handled names that one's span to the server.
+/// Clones share their connection.
+#[derive(Clone, Debug)]
+pub struct Channel(transport::Channel);
+
+impl From<transport::Channel> for Channel {
+    fn from(channel: transport::Channel) -> Self {
+        Self(channel)
+    }
+}
+
+impl Service<Request<Body>> for Channel {
+    type Response = Response<Body>;
+    type Error = transport::Error;
+    type Future = <transport::Channel as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), transport::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        trace::pass_on(request.headers_mut());
+        self.0.call(request)
+    }
+}
 
 /// What a client shows and accepts.
 #[derive(Clone, Debug)]
@@ -134,10 +164,11 @@ pub fn connect_lazy(
         tls: tls.into(),
         expected_peer: options.expected_peer.clone(),
     });
-    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
+    let channel = endpoint.connect_with_connector_lazy(service_fn(move |_| {
         let target = Arc::clone(&target);
         async move { target.connect().await.map(TokioIo::new) }
-    })))
+    }));
+    Ok(channel.into())
 }
 
 /// Where a channel leads to.

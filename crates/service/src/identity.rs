@@ -181,6 +181,15 @@ impl ProcessIdentity {
         Ok(identity)
     }
 
+    /// Who the process of the volume `dir` is, without taking the volume: nobody yet before its first
+    /// start. What is wrong with a volume is for [`Self::load_or_create`] to say.
+    pub fn recorded(dir: &Path) -> Option<PeerId> {
+        let path = dir.join(FILE);
+        let bytes = Zeroizing::new(fs::read(&path).ok()?);
+        let record = Record::decode(&path, &bytes).ok()?;
+        PeerId::new(&record.role, record.id).ok()
+    }
+
     /// Records, for ever, that this volume belongs to `cluster`. Binding it again to the same
     /// cluster does nothing; to another one it is refused.
     pub fn bind(&self, cluster: &ClusterId) -> Result<(), IdentityError> {

@@ -23,4 +23,5 @@ pub mod shutdown;
 pub mod status;
 pub mod telemetry;
 pub mod tls;
+mod trace;
 pub mod watch;

@@ -96,6 +96,16 @@ impl Metrics {
         Ok(counter)
     }
 
+    /// Shows a counter that was there before these metrics were.
+    pub(crate) fn show(&self, counter: &IntCounter) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(counter.clone()))
+    }
+
+    /// Whether the process serves this method.
+    pub(crate) fn knows(&self, path: &str) -> bool {
+        self.methods.contains(path)
+    }
+
     /// Everything, in Prometheus' text format.
     pub fn text(&self) -> Result<String, prometheus::Error> {
         let mut text = Vec::new();
@@ -114,7 +124,7 @@ impl Metrics {
     }
 
     pub(crate) fn handled(&self, path: &str, code: Code, reason: Option<&str>, seconds: f64) {
-        let method = if self.methods.contains(path) { path } else { OTHER };
+        let method = if self.knows(path) { path } else { OTHER };
         self.handled.with_label_values(&[method, code_name(code)]).inc();
         self.seconds.with_label_values(&[method]).observe(seconds);
         if let Some(reason) = reason {

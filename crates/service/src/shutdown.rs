@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use opentelemetry::context::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
@@ -123,13 +124,15 @@ impl Shutdown {
     }
 
     /// Runs a task that [`Self::drain`] waits for. The task has to watch [`Self::cancelled`] itself.
-    /// If it panics, the whole process is told to stop.
+    /// If it panics, the whole process is told to stop. Started while a call is handled, it counts as
+    /// part of that call in traces.
     pub fn spawn<F>(&self, name: &'static str, task: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
         let at_work: Vec<_> = self.trackers.iter().map(TaskTracker::token).collect();
         let watch = PanicWatch { name, shutdown: self.clone() };
+        let task = task.with_current_context();
         tokio::spawn(async move {
             let _at_work = at_work;
             let _watch = watch;

@@ -1,5 +1,5 @@
 //! Watching calls from outside of whoever handles them: each is counted, timed, and written into the
-//! audit log.
+//! audit log, and is a span where spans are exported.
 
 use std::future::Future;
 use std::io;
@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response};
+use opentelemetry::context::FutureExt;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -18,6 +19,8 @@ use crate::audit::{AuditLog, Decision, Event, Note};
 use crate::metrics::{Metrics, code_name};
 use crate::server::ConnectionInfo;
 use crate::status::reason_of;
+use crate::telemetry::Traces;
+use crate::trace::CallSpan;
 
 /// What a process remembers of every call.
 #[derive(Clone, Debug)]
@@ -25,6 +28,7 @@ pub struct Watch {
     role: &'static str,
     metrics: Arc<Metrics>,
     audit: Option<AuditLog>,
+    traces: Option<Traces>,
     quiet: &'static [&'static str],
 }
 
@@ -47,7 +51,8 @@ pub enum WatchError {
 
 impl Watch {
     /// Watches the calls of a process of this kind that serves these methods and refuses for these
-    /// reasons (see [`Metrics::new`]). Without a file there is no audit log.
+    /// reasons (see [`Metrics::new`]). Without a file there is no audit log; without a collector, named
+    /// when telemetry was started, there are no spans.
     pub fn start(
         role: &'static str,
         methods: impl IntoIterator<Item = String>,
@@ -60,11 +65,15 @@ impl Watch {
                 .map_err(|source| WatchError::AuditLog { path: path.to_owned(), source })
         };
         let audit = audit_log.map(open).transpose()?;
-        Ok(Self { role, metrics, audit, quiet: &[] })
+        let traces = Traces::present();
+        if let Some(traces) = &traces {
+            metrics.show(&traces.undelivered)?;
+        }
+        Ok(Self { role, metrics, audit, traces, quiet: &[] })
     }
 
-    /// Leaves calls of these methods out of the audit log where they go well: those by which processes
-    /// keep each other up to date, many times a second, for nobody in particular.
+    /// Leaves calls of these methods out of the audit log where they go well, and out of traces: those
+    /// by which processes keep each other up to date, many times a second, for nobody in particular.
     #[must_use]
     pub fn with_quiet(self, methods: &'static [&'static str]) -> Self {
         Self { quiet: methods, ..self }
@@ -73,6 +82,12 @@ impl Watch {
     /// What is counted.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
+    }
+
+    fn span(&self, request: &Request<Body>) -> Option<CallSpan> {
+        let path = request.uri().path();
+        let traces = self.traces.as_ref().filter(|_| !self.quiet.contains(&path))?;
+        Some(CallSpan::begin(traces, self.role, request, self.metrics.knows(path)))
     }
 
     fn answered(&self, call: &Call, answer: Option<&Response<Body>>) {
@@ -86,6 +101,9 @@ impl Watch {
         let reason = status.as_ref().and_then(reason_of).map(|reason| reason.code);
         let took = call.began.elapsed();
         self.metrics.handled(&call.path, code, reason.as_deref(), took.as_secs_f64());
+        if let Some(span) = &call.span {
+            span.end(code);
+        }
         let Some(audit) = &self.audit else { return };
         if code == Code::Ok && self.quiet.contains(&call.path.as_str()) {
             return;
@@ -117,16 +135,18 @@ struct Call {
     from: Option<String>,
     process: Option<String>,
     note: Note,
+    span: Option<CallSpan>,
 }
 
 impl Call {
-    fn of(request: &mut Request<Body>) -> Self {
+    fn of(request: &mut Request<Body>, span: Option<CallSpan>) -> Self {
         let note = Note::default();
         let connection = request.extensions().get::<ConnectionInfo>();
         let from = connection.and_then(ConnectionInfo::remote_addr).map(|addr| addr.to_string());
         let process = connection.and_then(ConnectionInfo::peer).map(ToString::to_string);
         request.extensions_mut().insert(note.clone());
-        Self { began: Instant::now(), path: request.uri().path().to_owned(), from, process, note }
+        let path = request.uri().path().to_owned();
+        Self { began: Instant::now(), path, from, process, note, span }
     }
 }
 
@@ -160,12 +180,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let call = Call::of(&mut request);
         let watch = self.watch.clone();
+        let span = watch.span(&request);
+        let call = Call::of(&mut request, span);
         let in_flight = watch.metrics.begun();
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = answer.await;
+            let answer = match &call.span {
+                Some(span) => answer.with_context(span.context()).await,
+                None => answer.await,
+            };
             watch.answered(&call, answer.as_ref().ok());
             drop(in_flight);
             answer

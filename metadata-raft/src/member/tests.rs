@@ -742,7 +742,7 @@ async fn only_those_in_the_descriptor_are_members() {
     let vote = Vote::new(u64::MAX, group.descriptor.members[0].id.as_u64());
     let request = openraft::raft::VoteRequest::new(vote, None);
     let message = crate::codec::encode_vote_request(&request);
-    let ask = async |channel: tonic::transport::Channel| {
+    let ask = async |channel: coffer_service::channel::Channel| {
         let request = internal_pb::VoteRequest { message: message.clone().into() };
         member_client(channel).vote(request).await.unwrap_err()
     };
@@ -1184,7 +1184,7 @@ async fn a_snapshot_is_taken_from_who_leads_and_only_whole() {
         stream(header, &view, take).unwrap();
         messages
     };
-    let send = async |channel: &tonic::transport::Channel, messages: &[Vec<u8>]| {
+    let send = async |channel: &coffer_service::channel::Channel, messages: &[Vec<u8>]| {
         let messages: Vec<_> = messages
             .iter()
             .map(|message| internal_pb::StreamSnapshotRequest { message: message.clone().into() })

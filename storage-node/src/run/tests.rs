@@ -24,7 +24,7 @@ use coffer_proto::internal::sibling_service_client::SiblingServiceClient;
 use coffer_proto::internal::sibling_service_server::SiblingService;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
-use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelOptions, connect_lazy};
 use coffer_service::one_box::OneBoxCa;
 use coffer_service::peer::PeerId;
 use coffer_service::server::peer_of;
@@ -33,7 +33,6 @@ use coffer_service::tls::TlsFiles;
 use tempfile::TempDir;
 use tokio::task::JoinHandle as Task;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;

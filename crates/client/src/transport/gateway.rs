@@ -12,11 +12,10 @@ use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
-use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelOptions, connect_lazy};
 use coffer_service::tls::client_config_without_certificate;
 use rustls::pki_types::CertificateDer;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::error::ClientError;

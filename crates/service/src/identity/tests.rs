@@ -14,9 +14,12 @@ fn open(dir: &Path, cluster: Option<&ClusterId>) -> Result<ProcessIdentity, Iden
 #[test]
 fn a_reopened_volume_has_the_same_identity() {
     let dir = tempfile::tempdir().unwrap();
+    assert_eq!(ProcessIdentity::recorded(dir.path()), None);
     let (id, key) = {
         let identity = open(dir.path(), None).unwrap();
         assert_eq!(identity.cluster(), None);
+        // It is known without the volume's lock, which is taken here.
+        assert_eq!(ProcessIdentity::recorded(dir.path()).as_ref(), Some(identity.peer_id()));
         (*identity.id(), identity.public_key())
     };
     let again = open(dir.path(), None).unwrap();

@@ -154,5 +154,5 @@ async fn the_plain_port_is_bounded() {
         let _ = timeout(LONG, stream.read_to_end(&mut rest)).await.expect("it is closed");
     }
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
-    assert_eq!(check(endpoint.connect_lazy()).await.unwrap(), SERVING);
+    assert_eq!(check(endpoint.connect_lazy().into()).await.unwrap(), SERVING);
 }

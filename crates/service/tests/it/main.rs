@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use coffer_service::channel::{ChannelOptions, ClientTls, connect_lazy};
+use coffer_service::channel::{Channel, ChannelOptions, ClientTls, connect_lazy};
 use coffer_service::health::Health;
 use coffer_service::one_box::OneBoxCa;
 use coffer_service::peer::PeerId;
@@ -29,7 +29,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Channel;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;

@@ -118,7 +118,7 @@ async fn plain_text_and_old_tls_get_nothing() {
         Running::start(authority.tls(&peer("keeper"), ClientAuth::None), ServerLimits::standard())
             .await;
     let plain = tonic::transport::Endpoint::from_shared(format!("http://{}", server.addr)).unwrap();
-    check_refused(plain.connect_lazy()).await;
+    check_refused(plain.connect_lazy().into()).await;
 
     let mut roots = rustls::RootCertStore::empty();
     let ca = authority.files(&peer("worker")).ca;
@@ -180,8 +180,8 @@ async fn health_can_be_asked_without_tls_and_nothing_else_can() {
         let (health, stop) = (health.clone(), stop.clone());
         tokio::spawn(async move { health.serve_plain(listener, stop).await })
     };
-    let channel =
-        tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    let channel = Channel::from(endpoint.connect_lazy());
     assert_eq!(check(channel.clone()).await.unwrap(), NOT_SERVING);
     let alive = HealthCheckRequest { service: coffer_service::health::ALIVE.to_owned() };
     let answer = HealthClient::new(channel.clone()).check(alive).await.unwrap();

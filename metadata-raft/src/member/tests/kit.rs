@@ -33,7 +33,7 @@ use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
-use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelOptions, connect_lazy};
 use coffer_service::files::{PRIVATE_FILE, write_atomically};
 use coffer_service::one_box::OneBoxCa;
 use coffer_service::peer::PeerId;
@@ -49,7 +49,6 @@ use opaque_ke::{
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::clock::unix_ms;

@@ -16,13 +16,12 @@ use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::{CHUNKS_PER_CALL, MESSAGE_BYTES_MAX, RENEWALS_PER_CALL};
-use coffer_service::channel::{ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelOptions, connect_lazy};
 use coffer_service::status::reason_of;
 use coffer_service::tls::client_config_without_certificate;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 pub(crate) fn channel(cluster: &Cluster, address: &str) -> Channel {

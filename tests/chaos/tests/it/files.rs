@@ -13,9 +13,9 @@ use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::files_service_client::FilesServiceClient;
+use coffer_service::channel::Channel;
 use coffer_service::status::reason_of;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::api::channel;
