@@ -1,9 +1,11 @@
 //! The cluster service: what the cluster says about itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use coffer_metadata_core::query;
+use coffer_model::descriptor::Descriptor;
 use coffer_model::log::NodeReport;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
@@ -12,6 +14,7 @@ use coffer_service::channel::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::access::{Door, Route, reading, store_failed};
+use crate::group::latest_descriptor;
 use crate::nodes::Nodes;
 use crate::reads::Reads;
 
@@ -69,10 +72,13 @@ impl ClusterService for Cluster {
             return self.door.forward(leader, request, call).await;
         }
         let confirmed = self.reads.view().await.map_err(|error| self.door.read_refused(error))?;
-        let members = self.members();
-        let (descriptor, nodes) = (self.door.group.descriptor(), Arc::clone(&self.nodes));
+        let (cluster, nodes) = (self.clone(), Arc::clone(&self.nodes));
         let answer = reading(move || {
             let view = &confirmed.view;
+            // That of the log: this process may just be about to follow it.
+            let latest = latest_descriptor(view).map_err(store_failed)?.map(Arc::new);
+            let descriptor = latest.unwrap_or_else(|| cluster.door.group.descriptor());
+            let members = cluster.members(&descriptor);
             let logged = query::nodes(view).map_err(store_failed)?;
             let totals = query::totals(view).map_err(store_failed)?;
             let layouts = query::layouts(view).map_err(store_failed)?;
@@ -127,8 +133,9 @@ impl ClusterService for Cluster {
 }
 
 impl Cluster {
-    fn members(&self) -> Vec<pb::MemberStatus> {
+    fn members(&self, descriptor: &Descriptor) -> Vec<pb::MemberStatus> {
         let metrics = self.door.leadership.raft.metrics().borrow().clone();
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
         let last = metrics.last_log_index.unwrap_or(0);
         let group = &self.door.group;
         let status = |member: &coffer_model::descriptor::Member| {
@@ -143,9 +150,10 @@ impl Cluster {
                 leader: me,
                 reachable: me || self.door.peers.reached(member.id),
                 behind: if me { 0 } else { last - replicated.unwrap_or(0).min(last) },
+                voter: voters.contains(&member.id.as_u64()),
             }
         };
-        group.descriptor().members.iter().map(status).collect()
+        descriptor.members.iter().map(status).collect()
     }
 }
 

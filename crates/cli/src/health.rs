@@ -190,6 +190,7 @@ pub(crate) mod tests {
             leader: id == 1,
             reachable: true,
             behind: 0,
+            voter: true,
         };
         let node = |id: u64| NodeStatus {
             id: id.to_string(),

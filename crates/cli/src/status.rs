@@ -252,6 +252,9 @@ fn layout_text(status: &GetStatusResponse) -> String {
 fn member_line(member: &MemberStatus) -> String {
     let state = match (member.leader, member.reachable) {
         (true, _) => "leads".to_owned(),
+        (false, true) if !member.voter => {
+            format!("learns, {} entries behind; does not count yet", member.behind)
+        }
         (false, true) => format!("follows, {} entries behind", member.behind),
         (false, false) => "not reachable".to_owned(),
     };
@@ -291,6 +294,7 @@ fn member_json(member: &MemberStatus) -> Value {
         "leader": member.leader,
         "reachable": member.reachable,
         "behind": member.behind,
+        "voter": member.voter,
     })
 }
 
