@@ -48,6 +48,7 @@ fn deleted_files_and_abandoned_puts_give_their_room_back() {
         0,
         &[
             ("COFFER_STORAGE__HOLD", "15s"),
+            ("COFFER_STORAGE__REPORT_EVERY", "50ms"),
             ("COFFER_STORAGE__COMPARE_EVERY", "1s"),
             ("COFFER_STORAGE__COMPACT_EVERY", "1s"),
             ("COFFER_STORAGE__SEGMENT_BYTES", "4MiB"),
@@ -85,6 +86,7 @@ fn deleted_files_and_abandoned_puts_give_their_room_back() {
         Ok((used(&status()) > Some(40 * MIB)).then_some(()))
     })
     .unwrap();
+    assert!(put.try_wait().unwrap().is_none(), "it was too fast to be killed on its way");
     put.kill().unwrap();
     put.wait().unwrap();
 
