@@ -10,7 +10,7 @@ use coffer_model::id::{ChunkId, ClusterId, NodeId};
 use coffer_model::layout::Layout;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
-use coffer_service::channel::{Channel, ChannelOptions, ChannelPool};
+use coffer_service::channel::{Channel, ChannelOptions, ChannelPool, host_of};
 use coffer_service::health::Health;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::status::status;
@@ -18,7 +18,7 @@ use coffer_service::tls::LiveTls;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
-use crate::members::{Members, host_of, peer};
+use crate::members::{Members, peer};
 
 const REFRESH_EVERY: Duration = Duration::from_secs(2);
 /// While there is no layout yet: a new cluster is about to have one.

@@ -20,7 +20,7 @@ use coffer_proto::v1::login_service_client::LoginServiceClient;
 use coffer_proto::v1::login_service_server::LoginService;
 use coffer_service::audit::note;
 use coffer_service::call::contained;
-use coffer_service::channel::{Channel, ChannelError, ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelError, ChannelOptions, connect_lazy, host_of};
 use coffer_service::peer::PeerId;
 use coffer_service::status::{relayed, status};
 use coffer_service::tls::LiveTls;
@@ -128,10 +128,6 @@ impl<M: Clone> Passed<M> {
         *request.metadata_mut() = self.headers.clone();
         request
     }
-}
-
-pub(crate) fn host_of(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host.trim_matches(['[', ']']))
 }
 
 /// The certificate a process must show.

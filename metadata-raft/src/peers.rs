@@ -15,7 +15,7 @@ use coffer_model::id::MemberId;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::snapshot_service_client::SnapshotServiceClient;
-use coffer_service::channel::{Channel, ChannelError};
+use coffer_service::channel::{Channel, ChannelError, host_of};
 use coffer_service::peer::{PeerId, peer_uri_id};
 use coffer_service::server::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use coffer_service::tls::LiveTls;
@@ -205,24 +205,4 @@ fn connect(target: &Arc<Target>) -> Result<Channel, ChannelError> {
         async move { target.connect().await.map(TokioIo::new) }
     }));
     Ok(channel.into())
-}
-
-/// The host of `host:port`, without the brackets of an IPv6 address.
-fn host_of(address: &str) -> &str {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::host_of;
-
-    #[test]
-    fn hosts() {
-        for (address, host) in
-            [("a.example:1", "a.example"), ("127.0.0.1:80", "127.0.0.1"), ("[::1]:443", "::1")]
-        {
-            assert_eq!(host_of(address), host);
-        }
-    }
 }

@@ -32,7 +32,7 @@ use crate::disk::Disk;
 use crate::door::now_unix_ms;
 use crate::forget::Forgetter;
 use crate::index::Proven;
-use crate::members::Members;
+use crate::members::{Failure, Members};
 use crate::store::{Store, StoreError, off_the_async_threads};
 
 /// Rows asked for at a time.
@@ -373,23 +373,6 @@ fn missing_from(held: &[ChunkId], rows: &[ChunkId]) -> Vec<ChunkId> {
         rows.peek() != Some(chunk)
     };
     held.iter().filter(is_surplus).copied().collect()
-}
-
-pub(crate) enum Failure {
-    Call(Status),
-    Store(StoreError),
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        Self::Call(status)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }
 
 #[cfg(test)]

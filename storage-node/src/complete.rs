@@ -24,7 +24,7 @@ use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as wire;
 use coffer_proto::internal::sibling_service_client::SiblingServiceClient;
 use coffer_service::call::contained;
-use coffer_service::channel::ChannelPool;
+use coffer_service::channel::{ChannelPool, host_of};
 use coffer_service::health::Health;
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::metrics::{IntCounter, IntGauge, Metrics, MetricsError};
@@ -40,7 +40,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::now_unix_ms;
 use crate::index::QUARANTINED;
-use crate::members::{Members, channels, host_of};
+use crate::members::{Failure, Members, channels};
 use crate::run::ROLE;
 use crate::store::{Store, StoreError, off_the_async_threads};
 
@@ -539,23 +539,6 @@ fn live_holders(
 
 fn is_there(node: NodeId, siblings: &BTreeMap<NodeId, Sibling>, other: &NodeId) -> bool {
     *other != node && siblings.get(other).is_some_and(|it| it.reachable)
-}
-
-enum Failure {
-    Call(Status),
-    Store(StoreError),
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        Self::Call(status)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }
 
 fn unusable(error: impl std::fmt::Display) -> Failure {

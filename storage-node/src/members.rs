@@ -6,11 +6,12 @@ use std::time::Duration;
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_service::call::contained;
-use coffer_service::channel::{Channel, ChannelOptions, ChannelPool};
+use coffer_service::channel::{Channel, ChannelOptions, ChannelPool, host_of};
 use coffer_service::tls::LiveTls;
 use tonic::Status;
 
 use crate::cluster::Cluster;
+use crate::store::StoreError;
 
 /// How long a member or sibling may take to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,9 +25,22 @@ pub(crate) fn channels(tls: &Arc<LiveTls>) -> ChannelPool {
     ChannelPool::new(tls, options, CHANNELS_MAX)
 }
 
-/// The name a certificate of who answers at `address` has to be good for.
-pub(crate) fn host_of(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host.trim_matches(['[', ']']))
+/// Why a step that asks others and writes here did not go through.
+pub(crate) enum Failure {
+    Call(Status),
+    Store(StoreError),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Call(status)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 pub(crate) struct Members {

@@ -24,11 +24,14 @@ use coffer_service::identity::ProcessIdentity;
 use serde_json::json;
 
 use crate::args::Global;
+use crate::commands::Console;
 use crate::found::{self, Founded, Role};
 use crate::output;
 
 /// How long a new process may take until it reports.
 const REPORT_WITHIN: Duration = Duration::from_secs(60);
+/// Moving chunks may take long; with no progress for this long, something is in the way.
+const STUCK_AFTER: Duration = Duration::from_secs(600);
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -242,7 +245,7 @@ pub(crate) fn volume(global: &Global, role: VolumeRole, dir: &Path) -> Result<()
             (id.to_string(), key)
         }
     };
-    let key = hex(key.as_bytes());
+    let key = hex::encode(key.as_bytes());
     let text = format!("id          {id}\npublic key  {key}");
     show(global, &json!({ "id": id, "public_key": key }), &text);
     Ok(())
@@ -352,7 +355,7 @@ impl<'a> Operator<'a> {
 
     /// Waits until every node has proven its share, which is when no former layout is left.
     async fn wait_for_copies(&self) -> Result<()> {
-        let mut said = String::new();
+        let (mut said, mut moved) = (String::new(), Instant::now());
         loop {
             let status = self.cluster.status().await?;
             let in_layout = || status.nodes.iter().filter(|node| node.in_layout);
@@ -370,7 +373,13 @@ impl<'a> Operator<'a> {
             }
             if now != said {
                 self.told(&now);
-                said = now;
+                (said, moved) = (now, Instant::now());
+            }
+            if moved.elapsed() > STUCK_AFTER {
+                bail!(
+                    "nothing has moved for {} minutes: {said}; `coffer doctor` says what is in the way",
+                    STUCK_AFTER.as_secs() / 60
+                );
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -409,12 +418,11 @@ impl<'a> Operator<'a> {
 }
 
 /// `coffer node`
-pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
+pub(crate) async fn node(global: Global, command: NodeCommand) -> Result<()> {
     match command {
-        // Asked without a key, and answered beside the other questions about a cluster's state.
-        NodeCommand::List => Ok(()),
+        NodeCommand::List => Console { global }.node_list().await,
         NodeCommand::Add { admin, id, public_key, zone, weight, no_layout, wait } => {
-            let mut operator = Operator::new(global, admin).await?;
+            let mut operator = Operator::new(&global, admin).await?;
             let (id, key, made) = match (id, public_key) {
                 (Some(id), Some(key)) => (id, public_key_of(&key)?, None),
                 _ => {
@@ -435,7 +443,7 @@ pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
             operator.apply_layout(&wait).await
         }
         NodeCommand::Set { node, admin, zone, weight } => {
-            let mut operator = Operator::new(global, admin).await?;
+            let mut operator = Operator::new(&global, admin).await?;
             let id = operator.node(&node)?;
             operator
                 .change(|next| {
@@ -449,7 +457,7 @@ pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
             Ok(())
         }
         NodeCommand::Drain { node, admin, wait } => {
-            let mut operator = Operator::new(global, admin).await?;
+            let mut operator = Operator::new(&global, admin).await?;
             let id = operator.node(&node)?;
             let is_drained = |node: &StorageNode| node.id == id && node.weight == 0;
             if !operator.cluster.descriptor().nodes.iter().any(is_drained) {
@@ -465,7 +473,7 @@ pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
             operator.apply_layout(&wait).await
         }
         NodeCommand::Remove { node, admin } => {
-            let mut operator = Operator::new(global, admin).await?;
+            let mut operator = Operator::new(&global, admin).await?;
             let id = operator.node(&node)?;
             let Layouts { current, former } = operator.cluster.layouts().await?;
             if current.holders_all().contains(&id) {
@@ -486,14 +494,14 @@ pub(crate) async fn node(global: &Global, command: NodeCommand) -> Result<()> {
 }
 
 /// `coffer member`
-pub(crate) async fn member(global: &Global, command: MemberCommand) -> Result<()> {
+pub(crate) async fn member(global: Global, command: MemberCommand) -> Result<()> {
     let (admin, lost, new) = match command {
-        MemberCommand::List => return Ok(()),
+        MemberCommand::List => return Console { global }.member_list().await,
         MemberCommand::Add { admin, new } => (admin, None, Some(new)),
         MemberCommand::Replace { member, admin, new } => (admin, Some(member), Some(new)),
         MemberCommand::Remove { member, admin } => (admin, Some(member), None),
     };
-    let mut operator = Operator::new(global, admin).await?;
+    let mut operator = Operator::new(&global, admin).await?;
     let lost = lost.map(|member| operator.member(&member)).transpose()?;
     let (new, made) = match new {
         None => (None, None),
@@ -530,14 +538,14 @@ pub(crate) async fn member(global: &Global, command: MemberCommand) -> Result<()
 }
 
 /// `coffer layout`
-pub(crate) async fn layout(global: &Global, command: LayoutCommand) -> Result<()> {
+pub(crate) async fn layout(global: Global, command: LayoutCommand) -> Result<()> {
     match command {
-        LayoutCommand::Show => Ok(()),
+        LayoutCommand::Show => Console { global }.layout_show().await,
         LayoutCommand::Apply { admin, wait } => {
-            Operator::new(global, admin).await?.apply_layout(&wait).await
+            Operator::new(&global, admin).await?.apply_layout(&wait).await
         }
         LayoutCommand::Plan { admin } => {
-            let operator = Operator::new(global, admin).await?;
+            let operator = Operator::new(&global, admin).await?;
             let layouts = operator.cluster.layouts().await?;
             let nodes = &operator.cluster.descriptor().nodes;
             let next = layout::next(&layouts.current, nodes)?;
@@ -571,25 +579,25 @@ pub(crate) async fn layout(global: &Global, command: LayoutCommand) -> Result<()
                 "version": layouts.current.version(), "next": next.version(),
                 "copies": movement.copies, "partitions": movement.partitions, "nodes": list,
             });
-            show(global, &value, text.trim_end());
+            show(&global, &value, text.trim_end());
             Ok(())
         }
     }
 }
 
 /// `coffer order`
-pub(crate) async fn order(global: &Global, command: OrderCommand) -> Result<()> {
+pub(crate) async fn order(global: Global, command: OrderCommand) -> Result<()> {
     match command {
         OrderCommand::Retention { time, admin } => {
             let ms = milliseconds(&time)?;
-            let operator = Operator::new(global, admin).await?;
+            let operator = Operator::new(&global, admin).await?;
             operator.cluster.order(&operator.key, Decision::Retention { ms }).await?;
             operator.told(&format!("what was deleted more than {time} ago is purged"));
             Ok(())
         }
         OrderCommand::Quota { user, bytes, admin } => {
             let limit = quota(&bytes)?;
-            let operator = Operator::new(global, admin).await?;
+            let operator = Operator::new(&global, admin).await?;
             let home = match &user {
                 Some(user) => {
                     let name: UserName = user.parse()?;
@@ -604,7 +612,7 @@ pub(crate) async fn order(global: &Global, command: OrderCommand) -> Result<()> 
             Ok(())
         }
         OrderCommand::Registration { who, admin } => {
-            let mut operator = Operator::new(global, admin).await?;
+            let mut operator = Operator::new(&global, admin).await?;
             let open = who == Registration::Open;
             if operator.cluster.descriptor().open_registration != open {
                 operator.change(|next| next.open_registration = open).await?;
@@ -615,15 +623,15 @@ pub(crate) async fn order(global: &Global, command: OrderCommand) -> Result<()> 
         }
         OrderCommand::Invite { expires, admin } => {
             let ms = milliseconds(&expires)?;
-            let operator = Operator::new(global, admin).await?;
+            let operator = Operator::new(&global, admin).await?;
             let mut secret = [0; 24];
             getrandom::fill(&mut secret).context("the system gives no randomness")?;
             let invite: Hash = payload_hash(&secret);
             let now = LogTime::from_unix_ms(operator.cluster.status().await?.log_time_ms);
             let what = Decision::Invite { invite, expires: now.plus_ms(ms) };
             operator.cluster.order(&operator.key, what).await?;
-            let secret = hex(&secret);
-            show(global, &json!({ "invite": secret }), &secret);
+            let secret = hex::encode(secret);
+            show(&global, &json!({ "invite": secret }), &secret);
             Ok(())
         }
     }
@@ -648,9 +656,7 @@ fn key_of(key: &ProcessIdentity) -> PublicKey {
 }
 
 fn public_key_of(text: &str) -> Result<PublicKey> {
-    let digits = |at: usize| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digits).collect();
-    let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes = hex::decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     Ok(PublicKey::from_bytes(bytes.context("a public key has 64 hexadecimal digits")?))
 }
 
@@ -696,10 +702,6 @@ fn quota(text: &str) -> Result<Option<u64>> {
     };
     let number: u64 = digits.parse().ok().with_context(wrong)?;
     number.checked_mul(1 << shift).map(Some).with_context(wrong)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn show(global: &Global, value: &serde_json::Value, text: &str) {

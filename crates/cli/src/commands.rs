@@ -17,7 +17,6 @@ use coffer_proto::v1::GetStatusResponse;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt, stdout};
 
-use crate::admin::{LayoutCommand, MemberCommand, NodeCommand};
 use crate::args::{Command, Global, PasswordArgs, RepairCommand, ScrubCommand};
 use crate::exit::Partial;
 use crate::look::Wanted;
@@ -38,9 +37,6 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
         Command::Doctor => return context.doctor().await,
         Command::Repair(RepairCommand::Status) => return context.repair_status().await,
         Command::Scrub(ScrubCommand::Status) => return context.scrub_status().await,
-        Command::Node(NodeCommand::List) => return context.node_list().await,
-        Command::Member(MemberCommand::List) => return context.member_list().await,
-        Command::Layout(LayoutCommand::Show) => return context.layout_show().await,
         Command::Df => return context.df().await,
         Command::Passwd { name, password, new_password_file } => {
             return context.passwd(name.as_deref(), &password, new_password_file).await;
@@ -97,13 +93,8 @@ fn user_name(text: &str) -> Result<UserName, ClientError> {
 }
 
 fn invite_of(text: &str) -> Result<Vec<u8>, ClientError> {
-    let digits = |pair: &[u8]| {
-        let pair = std::str::from_utf8(pair).ok().filter(|pair| !pair.starts_with('+'));
-        pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
-    };
-    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();
-    bytes.filter(|_| text.len().is_multiple_of(2)).ok_or_else(|| ClientError::Invalid {
-        what: "the invite is not one: it has hexadecimal digits only".to_owned(),
+    hex::decode(text).map_err(|_| ClientError::Invalid {
+        what: "the invite is not one: it has hexadecimal digits only, two for each byte".to_owned(),
     })
 }
 

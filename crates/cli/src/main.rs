@@ -23,7 +23,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 
-use crate::admin::{LayoutCommand, MemberCommand, NodeCommand};
 use crate::args::{Cli, Command};
 use crate::roles::Server;
 
@@ -61,13 +60,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Man { dir } => output::man_pages(&dir),
-        Command::Node(NodeCommand::List)
-        | Command::Member(MemberCommand::List)
-        | Command::Layout(LayoutCommand::Show) => commands::run(cli.global, cli.command).await,
-        Command::Node(command) => admin::node(&cli.global, command).await,
-        Command::Member(command) => admin::member(&cli.global, command).await,
-        Command::Layout(command) => admin::layout(&cli.global, command).await,
-        Command::Order(command) => admin::order(&cli.global, command).await,
+        Command::Node(command) => admin::node(cli.global, command).await,
+        Command::Member(command) => admin::member(cli.global, command).await,
+        Command::Layout(command) => admin::layout(cli.global, command).await,
+        Command::Order(command) => admin::order(cli.global, command).await,
         Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
         Command::Metadata(args) => roles::run(Server::Metadata, args).await,
         Command::Storage(args) => roles::run(Server::Storage, args).await,

@@ -204,10 +204,6 @@ pub(crate) fn log_time_text(unix_ms: u64) -> String {
     time_text(i64::try_from(nanos).unwrap_or(i64::MAX))
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

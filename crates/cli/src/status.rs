@@ -153,7 +153,7 @@ impl Seen {
             "inodes": status.inodes,
             "deleted_inodes": status.deleted_inodes,
             "charged_bytes": status.charged_bytes,
-            "log_root": output::hex(&status.log_root),
+            "log_root": hex::encode(&status.log_root),
             "layout_version": status.layout_version,
             "former_layouts": status.former_layouts,
             "core_version": status.core_version,

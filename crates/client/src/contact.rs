@@ -15,6 +15,7 @@ use coffer_model::encoding::{decode, encode};
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
 use coffer_proto::v1 as pb;
+use coffer_service::channel::host_of;
 use coffer_service::files::{PRIVATE_FILE, write_atomically};
 use coffer_service::tls::read_certificates;
 
@@ -163,10 +164,6 @@ async fn get_descriptor(
 ) -> Result<pb::GetDescriptorResponse, ClientError> {
     let answer = transport.get_descriptor(pb::GetDescriptorRequest { known_number }).await;
     answer.map_err(|status| ClientError::of_status(&status))
-}
-
-fn host_of(server: &str) -> &str {
-    server.rsplit_once(':').map_or(server, |(host, _)| host.trim_matches(['[', ']']))
 }
 
 fn pin_path(state_dir: &StateDir, server: &str) -> Option<PathBuf> {

@@ -263,6 +263,12 @@ impl ChannelPool {
     }
 }
 
+/// The host of `host:port`, without the brackets of an IPv6 address: what a certificate has to be good for.
+pub fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -318,5 +324,14 @@ mod tests {
         pool.forget("host:99");
         assert_eq!(pool.channels.len(), before - 2);
         pool.channel("nowhere", "host").unwrap_err();
+    }
+
+    #[test]
+    fn hosts() {
+        for (address, host) in
+            [("a.example:1", "a.example"), ("127.0.0.1:80", "127.0.0.1"), ("[::1]:443", "::1")]
+        {
+            assert_eq!(host_of(address), host);
+        }
     }
 }
