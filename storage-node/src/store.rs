@@ -34,6 +34,7 @@ use coffer_model::merkle::Tree;
 use coffer_model::receipt::{Flush, Held, RECEIPT_LEAVES_MAX, Receipt};
 use coffer_model::signing::Signer;
 use coffer_model::time::LogTime;
+use coffer_service::telemetry::spawn_thread;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::disk::{Disk, Segment, is_damage};
@@ -305,10 +306,8 @@ impl<D: Disk> Store<D> {
             end,
             totals,
         };
-        let thread = thread::Builder::new()
-            .name("segment writer".to_owned())
-            .spawn(move || writer.run(waiting))
-            .map_err(disk_error)?;
+        let thread =
+            spawn_thread("segment writer", move || writer.run(waiting)).map_err(disk_error)?;
         let room = Arc::new(Semaphore::new(QUEUE_BYTES));
         Ok((Self { shared, orders, room }, thread))
     }

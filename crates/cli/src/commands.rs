@@ -149,6 +149,7 @@ impl Console {
         invite: Option<&str>,
     ) -> Result<()> {
         let name = user_name(name)?;
+        self.file()?.prepare()?;
         let invite = invite.map(invite_of).transpose()?;
         let options = AccountOptions { invite, ..AccountOptions::standard() };
         let engine = self.engine().await?;
@@ -173,6 +174,7 @@ impl Console {
 
     async fn recover(&self, name: &str, code: Option<PathBuf>, new: Option<PathBuf>) -> Result<()> {
         let name = user_name(name)?;
+        self.file()?.prepare()?;
         let engine = self.engine().await?;
         let code = password::read_code(code.as_deref())?;
         let new = password::read_new(new.as_deref())?;
@@ -185,6 +187,7 @@ impl Console {
 
     async fn login(&self, name: &str, password: &PasswordArgs) -> Result<()> {
         let name = user_name(name)?;
+        self.file()?.prepare()?;
         let engine = self.engine().await?;
         let password = password::read(password, false)?;
         let state = engine.login(&name, &password).await?;

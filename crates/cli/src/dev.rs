@@ -1,13 +1,11 @@
-//! `coffer dev`: a whole cluster on this machine, each part a process of its own.
+//! `coffer dev`: a whole cluster on this machine, in one process or each part in its own.
 //!
-//! The parent founds the cluster, starts the processes, and watches them. It holds no state that a
-//! restart would miss: everything is in the folder. A process that dies is started again, unless
-//! told otherwise.
+//! It founds the cluster, starts the parts, and watches them. It holds no state that a restart would
+//! miss: everything is in the folder. A part that ends is started again, unless told otherwise.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,22 +14,18 @@ use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_service::channel::{ChannelOptions, connect_lazy};
 use coffer_service::health::is_ready;
 use coffer_service::shutdown::Shutdown;
+use coffer_service::telemetry;
 use coffer_service::tls::{client_config_without_certificate, read_certificates};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use crate::found::{
-    Founded, Process, Role, Size, authority_file, config_file, load, load_or_found,
-};
-use crate::roles::DIE_WITH_PARENT;
+use crate::found::{Founded, Process, Role, Size, authority_file, load, load_or_found};
+use crate::parts::{Kind, Running, Starter, log_of, stop_all};
+use crate::roles::LogArgs;
 
 /// How long a new cluster may take until it serves.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often the list of processes is looked at.
 const LIST_EVERY: Duration = Duration::from_secs(1);
-/// How long a process may take to stop before it is killed.
-const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 /// `coffer dev`
 #[derive(Debug, clap::Args)]
@@ -43,14 +37,15 @@ pub(crate) struct DevArgs {
     /// cluster keeps its address
     #[arg(long, default_value = "127.0.0.1:7420")]
     listen: SocketAddr,
-    /// Seconds after which a process that died is started again; 0 leaves it dead
+    /// Give each part a process of its own, which can be killed and traced by itself; they end with
+    /// this one
+    #[arg(long)]
+    processes: bool,
+    /// Seconds after which a part that ended is started again; 0 leaves it
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=3600))]
     restart_after: u64,
-}
-
-struct Running {
-    process: Process,
-    child: Child,
+    #[command(flatten)]
+    logging: LogArgs,
 }
 
 /// Runs the cluster until SIGINT or SIGTERM.
@@ -63,13 +58,15 @@ pub(crate) async fn run(args: DevArgs) -> Result<()> {
     let dir = args.dir.canonicalize()?;
     let size = Size { members: 3, nodes: 3, gateway: args.listen };
     let founded = load_or_found(&dir, size)?;
-    let binary = std::env::current_exe().context("cannot find this program's own file")?;
+    let kind = if args.processes { Kind::processes()? } else { Kind::Threads };
+    let starter = Starter { kind, dir: dir.clone(), logging: args.logging };
+    if !args.processes {
+        // What belongs to no part, and what libraries' own threads say.
+        log_to(&dir, &starter.logging.log)?;
+    }
 
     println!("cluster {}", founded.cluster);
-    let mut running = Vec::with_capacity(founded.processes.len());
-    for process in &founded.processes {
-        running.push(start(&binary, &dir, process)?);
-    }
+    let mut running = start_all(&starter, &founded).await?;
     let served = tokio::select! {
         () = shutdown.cancelled() => None,
         ready = wait_until_ready(&dir, &founded, &mut running) => Some(ready),
@@ -82,7 +79,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<()> {
         }
         None => {}
     }
-    let running = watch(&binary, &dir, running, args.restart_after, &shutdown).await?;
+    let running = watch(&starter, running, args.restart_after, &shutdown).await?;
     println!("stopping");
     stop_all(running).await;
     println!("stopped; `coffer dev --dir {}` starts it again with everything", args.dir.display());
@@ -100,11 +97,12 @@ impl Temporary {
     pub(crate) async fn start(dir: &Path) -> Result<Self> {
         let gateway = SocketAddr::from(([127, 0, 0, 1], 0));
         let founded = load_or_found(dir, Size { members: 3, nodes: 3, gateway })?;
-        let binary = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut running = Vec::with_capacity(founded.processes.len());
-        for process in &founded.processes {
-            running.push(start(&binary, dir, process)?);
-        }
+        let starter = Starter {
+            kind: Kind::processes()?,
+            dir: dir.to_owned(),
+            logging: LogArgs::of_environment(),
+        };
+        let mut running = start_all(&starter, &founded).await?;
         if let Err(error) = wait_until_ready(dir, &founded, &mut running).await {
             stop_all(running).await;
             return Err(error);
@@ -114,7 +112,7 @@ impl Temporary {
 
     /// The ids of its processes.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        self.running.iter().filter_map(|running| running.child.id()).collect()
+        self.running.iter().filter_map(Running::pid).collect()
     }
 
     pub(crate) async fn stop(self) {
@@ -122,29 +120,30 @@ impl Temporary {
     }
 }
 
-fn start(binary: &Path, dir: &Path, process: &Process) -> Result<Running> {
-    let folder = dir.join(&process.name);
+/// Starts every part, or none.
+async fn start_all(starter: &Starter, founded: &Founded) -> Result<Vec<Running>> {
+    let mut running = Vec::with_capacity(founded.processes.len());
+    for process in &founded.processes {
+        match starter.start(process) {
+            Ok(part) => running.push(part),
+            Err(error) => {
+                stop_all(running).await;
+                return Err(error);
+            }
+        }
+    }
+    Ok(running)
+}
+
+/// Logs of this process itself go to the cluster's folder: the terminal is for the person at it.
+fn log_to(dir: &Path, filter: &str) -> Result<()> {
+    let path = dir.join("log");
     let log = std::fs::File::options()
         .create(true)
         .append(true)
-        .open(folder.join("log"))
-        .with_context(|| format!("cannot write the log of {}", process.name))?;
-    let child = Command::new(binary)
-        .arg(process.role.name())
-        .arg("--config")
-        .arg(config_file(dir, &process.name))
-        .env(DIE_WITH_PARENT, std::process::id().to_string())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // Ctrl-C goes to the parent only, which stops the processes in order.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("cannot start {}", process.name))?;
-    if let Some(pid) = child.id() {
-        std::fs::write(folder.join("pid"), pid.to_string())?;
-    }
-    Ok(Running { process: process.clone(), child })
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(telemetry::init_to(log, filter)?)
 }
 
 /// Waits until a leader serves and every storage node has reported.
@@ -165,13 +164,14 @@ async fn wait_until_ready(
     let wanted = founded.processes.iter().filter(|it| it.role == Role::Storage).count();
     loop {
         for running in running.iter_mut() {
-            if let Some(status) = running.child.try_wait()? {
-                let name = &running.process.name;
-                let log = dir.join(name).join("log");
-                let tail = std::fs::read_to_string(&log).unwrap_or_default();
-                let last = tail.lines().last().unwrap_or("its log is empty").to_owned();
-                bail!("{name} did not start ({status}): {last}\nits log is {}", log.display());
-            }
+            let Ok(how) = tokio::time::timeout(Duration::ZERO, running.ended()).await else {
+                continue;
+            };
+            let name = &running.process.name;
+            let log = log_of(dir, name);
+            let tail = std::fs::read_to_string(&log).unwrap_or_default();
+            let last = tail.lines().last().unwrap_or("its log is empty").to_owned();
+            bail!("{name} did not start ({how}): {last}\nits log is {}", log.display());
         }
         let answer =
             ClusterServiceClient::new(channel.clone()).get_status(GetStatusRequest {}).await;
@@ -205,7 +205,7 @@ fn announce(dir: &Path, founded: &Founded, took: Duration) {
     println!("ready after {:.1} s", took.as_secs_f64());
     println!("  address      {gateway}");
     println!("  certificate  {}", authority.display());
-    println!("  logs         {}/<process>/log", dir.display());
+    println!("  logs         {}/<part>/log", dir.display());
     println!();
     println!("try this in another terminal:");
     println!("  export COFFER_SERVER={gateway} COFFER_CA={}", authority.display());
@@ -218,13 +218,12 @@ fn announce(dir: &Path, founded: &Founded, took: Duration) {
 /// Starts again what dies, until shutdown; gives back what runs then.
 #[allow(clippy::print_stdout)]
 async fn watch(
-    binary: &Path,
-    dir: &Path,
+    starter: &Starter,
     running: Vec<Running>,
     restart_after: u64,
     shutdown: &Shutdown,
 ) -> Result<Vec<Running>> {
-    // Each process has a task that waits for it and says when it is gone.
+    // Each part has a task that waits for it and says when it is gone.
     let (gone, mut news) = mpsc::channel::<(Process, String)>(16);
     let mut alive: Vec<Watched> =
         running.into_iter().map(|running| Watched::new(running, gone.clone())).collect();
@@ -236,10 +235,10 @@ async fn watch(
             Some(news) = news.recv() => news,
             _ = look.tick() => {
                 // `coffer node` and `coffer member` change the list.
-                let listed = load(dir)?.processes;
+                let listed = load(&starter.dir)?.processes;
                 for process in listed.iter().filter(|process| !known.contains(&process.name)) {
                     println!("{} is new", process.name);
-                    alive.push(Watched::new(start(binary, dir, process)?, gone.clone()));
+                    alive.push(Watched::new(starter.start(process)?, gone.clone()));
                 }
                 known.extend(listed.iter().map(|process| process.name.clone()));
                 let is_listed = |watched: &Watched| {
@@ -263,10 +262,10 @@ async fn watch(
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(Duration::from_secs(restart_after)) => {}
             }
-            let listed = load(dir)?.processes;
+            let listed = load(&starter.dir)?.processes;
             if listed.iter().any(|listed| listed.name == process.name) {
                 println!("{} is started again", process.name);
-                alive.push(Watched::new(start(binary, dir, &process)?, gone.clone()));
+                alive.push(Watched::new(starter.start(&process)?, gone.clone()));
             }
         }
     }
@@ -277,7 +276,7 @@ async fn watch(
     Ok(left)
 }
 
-/// A process somebody waits for.
+/// A part somebody waits for.
 struct Watched {
     process: Process,
     release: tokio::sync::oneshot::Sender<()>,
@@ -291,10 +290,7 @@ impl Watched {
         let waiting = tokio::spawn(async move {
             let how = tokio::select! {
                 _ = released => return Some(running),
-                status = running.child.wait() => match status {
-                    Ok(status) => status.to_string(),
-                    Err(error) => error.to_string(),
-                },
+                how = running.ended() => how,
             };
             // The receiver is there until shutdown; after that nobody needs to know.
             let _ = gone.send((running.process, how)).await;
@@ -307,37 +303,5 @@ impl Watched {
         // An error means that the process is gone already.
         let _ = self.release.send(());
         self.waiting.await.ok().flatten()
-    }
-}
-
-/// Stops the gateway first, then the storage nodes, then the members: each finishes its work while
-/// what it depends on is still there.
-async fn stop_all(running: Vec<Running>) {
-    let order = [Role::Gateway, Role::Storage, Role::Metadata];
-    let mut groups: [Vec<Running>; 3] = Default::default();
-    for running in running {
-        let at = order.iter().position(|role| *role == running.process.role).unwrap_or(0);
-        groups[at].push(running);
-    }
-    for group in groups {
-        for running in &group {
-            signal(running, Signal::TERM);
-        }
-        for mut running in group {
-            let waited = tokio::time::timeout(STOP_WITHIN, running.child.wait()).await;
-            if waited.is_err() {
-                tracing::warn!(process = running.process.name, "did not stop in time; killed");
-                signal(&running, Signal::KILL);
-                let _ = running.child.wait().await;
-            }
-        }
-    }
-}
-
-fn signal(running: &Running, signal: Signal) {
-    let pid = running.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        // It may be gone by now, which is what we want.
-        let _ = kill_process(pid, signal);
     }
 }

@@ -12,6 +12,7 @@ mod found;
 mod health;
 mod look;
 mod output;
+mod parts;
 mod password;
 mod progress;
 mod roles;
@@ -24,7 +25,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 
 use crate::args::{Cli, Command};
-use crate::roles::Server;
+use crate::found::Role;
 
 // glibc's allocator gives large buffers back to the system and takes them again all the time.
 #[global_allocator]
@@ -65,9 +66,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Layout(command) => admin::layout(cli.global, command).await,
         Command::Order(command) => admin::order(cli.global, command).await,
         Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
-        Command::Metadata(args) => roles::run(Server::Metadata, args).await,
-        Command::Storage(args) => roles::run(Server::Storage, args).await,
-        Command::Gateway(args) => roles::run(Server::Gateway, args).await,
+        Command::Metadata(args) => roles::run(Role::Metadata, args).await,
+        Command::Storage(args) => roles::run(Role::Storage, args).await,
+        Command::Gateway(args) => roles::run(Role::Gateway, args).await,
         command => commands::run(cli.global, command).await,
     }
 }

@@ -16,8 +16,13 @@ use serde_json::{Value, json};
 use crate::args::Cli;
 
 /// An error with its causes, on one line.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Tells why the command failed.
 pub(crate) fn report(error: &anyhow::Error) {
-    eprintln!("coffer: {}", error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    eprintln!("coffer: {}", chain(error));
 }
 
 /// One line for people.

@@ -5,11 +5,39 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::shutdown::Shutdown;
-use coffer_service::telemetry::{self, LogFormat, Otlp, TelemetryGuard};
+use coffer_service::telemetry::{self, LogFormat, Otlp};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use crate::found::Role;
 
 /// Set by a parent that wants its children to end with it: the parent's process id.
 pub(crate) const DIE_WITH_PARENT: &str = "COFFER_DIE_WITH_PARENT";
+
+/// What is logged, and where traces go.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LogArgs {
+    /// Which log lines are written, as for `RUST_LOG`
+    #[arg(long, env = "COFFER_LOG", default_value = "info")]
+    pub(crate) log: String,
+    /// Send traces and logs to the collector at this address, by OTLP over gRPC, such as
+    /// `http://127.0.0.1:4317`
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
+}
+
+impl LogArgs {
+    /// For servers that are started with this process's environment, where the collector stands.
+    pub(crate) fn of_environment() -> Self {
+        let log = std::env::var("COFFER_LOG").unwrap_or_else(|_| "info".to_owned());
+        Self { log, otlp: None }
+    }
+
+    /// The collector, if there is one.
+    pub(crate) fn collector(&self) -> Option<&str> {
+        // An empty variable is one that is not set: OpenTelemetry says so.
+        self.otlp.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+}
 
 /// Arguments of every server role.
 #[derive(Debug, clap::Args)]
@@ -20,70 +48,62 @@ pub(crate) struct RoleArgs {
     /// Write logs as JSON lines
     #[arg(long)]
     log_json: bool,
-    /// Which log lines are written, as for `RUST_LOG`
-    #[arg(long, env = "COFFER_LOG", default_value = "info")]
-    log: String,
-    /// Send traces and logs to the collector at this address, by OTLP over gRPC, such as
-    /// `http://127.0.0.1:4317`
-    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
-    otlp: Option<String>,
+    #[command(flatten)]
+    logging: LogArgs,
 }
 
-impl RoleArgs {
-    /// Starts the telemetry of a process with this role, whose volume this is.
-    fn telemetry(&self, role: &'static str, volume: Option<&Path>) -> Result<TelemetryGuard> {
-        let format = if self.log_json { LogFormat::Json } else { LogFormat::Text };
-        // An empty variable is one that is not set: OpenTelemetry says so.
-        let endpoint = self.otlp.clone().filter(|endpoint| !endpoint.is_empty());
-        let otlp = endpoint.map(|endpoint| Otlp {
-            endpoint,
-            role,
-            instance: volume.and_then(ProcessIdentity::recorded),
-        });
-        Ok(telemetry::init(format, &self.log, otlp.as_ref())?)
+/// A server whose configuration has been read.
+#[derive(Debug)]
+pub(crate) enum Server {
+    Metadata(coffer_metadata_raft::Config),
+    Storage(coffer_storage_node::Config),
+    Gateway(coffer_gateway::Config),
+}
+
+impl Server {
+    /// Reads the configuration of a server from its file and the environment.
+    pub(crate) fn read(role: Role, file: Option<&Path>) -> Result<Self> {
+        Ok(match role {
+            Role::Metadata => Self::Metadata(coffer_metadata_raft::read_config(file)?),
+            Role::Storage => Self::Storage(coffer_storage_node::read_config(file)?),
+            Role::Gateway => Self::Gateway(coffer_gateway::read_config(file)?),
+        })
+    }
+
+    /// Where its traces and logs are exported to, and as whose.
+    pub(crate) fn otlp(&self, logging: &LogArgs) -> Option<Otlp> {
+        let (role, volume) = match self {
+            Self::Metadata(config) => (coffer_metadata_raft::ROLE, Some(&config.data_dir)),
+            Self::Storage(config) => (coffer_storage_node::ROLE, Some(&config.data_dir)),
+            Self::Gateway(_) => (coffer_gateway::ROLE, None),
+        };
+        let instance = volume.and_then(|volume| ProcessIdentity::recorded(volume));
+        logging.collector().map(|endpoint| Otlp { endpoint: endpoint.to_owned(), role, instance })
+    }
+
+    /// Runs it until it is told to stop.
+    pub(crate) async fn run(self, shutdown: Shutdown) -> Result<()> {
+        match self {
+            Self::Metadata(config) => coffer_metadata_raft::run(config, shutdown).await?,
+            Self::Storage(config) => coffer_storage_node::run(config, shutdown).await?,
+            Self::Gateway(config) => coffer_gateway::run(config, shutdown).await?,
+        }
+        Ok(())
     }
 }
 
-/// Which server.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Server {
-    Metadata,
-    Storage,
-    Gateway,
-}
-
-/// Runs one server until SIGTERM or SIGINT.
-pub(crate) async fn run(server: Server, args: RoleArgs) -> Result<()> {
+/// Runs one server as this process, until SIGTERM or SIGINT.
+pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     end_with_parent()?;
     let shutdown = Shutdown::new();
     shutdown.listen_for_signals().context("cannot listen for signals")?;
-    let file = args.config.as_deref();
-    match server {
-        Server::Metadata => {
-            let config = coffer_metadata_raft::read_config(file)?;
-            let volume = Some(config.data_dir.as_path());
-            let telemetry = args.telemetry(coffer_metadata_raft::ROLE, volume)?;
-            let ended = coffer_metadata_raft::run(config, shutdown).await;
-            telemetry.stop().await;
-            ended?;
-        }
-        Server::Storage => {
-            let config = coffer_storage_node::read_config(file)?;
-            let volume = Some(config.data_dir.as_path());
-            let telemetry = args.telemetry(coffer_storage_node::ROLE, volume)?;
-            let ended = coffer_storage_node::run(config, shutdown).await;
-            telemetry.stop().await;
-            ended?;
-        }
-        Server::Gateway => {
-            let config = coffer_gateway::read_config(file)?;
-            let telemetry = args.telemetry(coffer_gateway::ROLE, None)?;
-            let ended = coffer_gateway::run(config, shutdown).await;
-            telemetry.stop().await;
-            ended?;
-        }
-    }
-    Ok(())
+    let server = Server::read(role, args.config.as_deref())?;
+    let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
+    let telemetry =
+        telemetry::init(format, &args.logging.log, server.otlp(&args.logging).as_ref())?;
+    let ended = server.run(shutdown).await;
+    telemetry.stop().await;
+    ended
 }
 
 fn end_with_parent() -> Result<()> {

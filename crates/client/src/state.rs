@@ -191,15 +191,21 @@ impl SessionFile {
             .is_some_and(|found| matches!(found.f_type, TMPFS_MAGIC | RAMFS_MAGIC))
     }
 
-    /// Writes the session.
-    pub fn save(&self, state: &SessionState) -> Result<(), ClientError> {
+    /// Makes the directory and checks that it is a place for a session, so that whoever is about to log in
+    /// learns of it before.
+    pub fn prepare(&self) -> Result<(), ClientError> {
         let dir = self.dir()?;
         match DirBuilder::new().mode(0o700).create(dir) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(ClientError::local("make", dir, error)),
         }
-        check_directory(dir)?;
+        check_directory(dir)
+    }
+
+    /// Writes the session.
+    pub fn save(&self, state: &SessionState) -> Result<(), ClientError> {
+        self.prepare()?;
         write_atomically(&self.path, &state.encode(), PRIVATE_FILE)
             .map_err(|error| ClientError::local("write", &self.path, error))
     }

@@ -10,11 +10,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use serde::Serialize;
+
+use crate::telemetry::spawn_thread;
 
 /// Events that wait to be written.
 const QUEUE_EVENTS: usize = 16 * 1024;
@@ -139,8 +141,7 @@ impl AuditLog {
     fn with_bounds(path: &Path, lost: IntCounter, file_bytes_max: u64) -> io::Result<Self> {
         let writer = Writer::open(path, file_bytes_max, lost.clone())?;
         let (events, queue) = sync_channel(QUEUE_EVENTS);
-        let named = thread::Builder::new().name("audit".to_owned());
-        let writer = Some(named.spawn(move || writer.run(&queue))?);
+        let writer = Some(spawn_thread("audit", move || writer.run(&queue))?);
         Ok(Self { queue: Arc::new(Queue { events: Some(events), writer }), lost })
     }
 

@@ -1,12 +1,19 @@
 //! Logs: one line per event, to standard error, as text for people or as JSON for collectors. Where a
 //! collector is named, the lines of our own crates go to it as well, and so do spans ([`crate::trace`]).
+//!
+//! Usually a process is one server and has one subscriber ([`init`]). Where several run in one process,
+//! each has its own ([`Part`]), for which its threads stand in.
 
 mod export;
 
-use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
+use tracing::Dispatch;
+use tracing::dispatcher;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
@@ -73,22 +80,86 @@ pub fn init(
     filter: &str,
     otlp: Option<&Otlp>,
 ) -> Result<TelemetryGuard, TelemetryError> {
-    let parsed = EnvFilter::try_new(filter)
-        .map_err(|source| TelemetryError::InvalidFilter { filter: filter.to_owned(), source })?;
+    let filter = parse(filter)?;
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     if *started {
         return Ok(TelemetryGuard(None));
     }
     let export = otlp.map(Export::start).transpose()?;
-    let lines = fmt::layer().with_writer(io::stderr);
+    let _ = subscriber(format, filter, io::stderr, io::stderr().is_terminal(), export.as_ref())
+        .try_init();
+    *started = true;
+    Ok(TelemetryGuard(export))
+}
+
+/// As [`init`], to a file: for a process whose standard error is a person's terminal.
+pub fn init_to(log: File, filter: &str) -> Result<(), TelemetryError> {
+    let filter = parse(filter)?;
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*started {
+        let _ = subscriber(LogFormat::Text, filter, Arc::new(log), false, None).try_init();
+        *started = true;
+    }
+    Ok(())
+}
+
+/// The logging of one of several servers in a process. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Part(Dispatch);
+
+impl Part {
+    /// As [`init`], for those threads only that [`enter`](Self::enter) it, and to a file.
+    pub fn start(
+        format: LogFormat,
+        filter: &str,
+        log: File,
+        otlp: Option<&Otlp>,
+    ) -> Result<(Self, TelemetryGuard), TelemetryError> {
+        let filter = parse(filter)?;
+        let export = otlp.map(Export::start).transpose()?;
+        let subscriber = subscriber(format, filter, Arc::new(log), false, export.as_ref());
+        Ok((Self(Dispatch::new(subscriber)), TelemetryGuard(export)))
+    }
+
+    /// The calling thread belongs to this server until it ends.
+    pub fn enter(&self) {
+        std::mem::forget(dispatcher::set_default(&self.0));
+    }
+}
+
+/// Starts a thread that logs where its parent does.
+pub fn spawn_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let present = dispatcher::get_default(Dispatch::clone);
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || dispatcher::with_default(&present, work))
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    let named = |source| TelemetryError::InvalidFilter { filter: filter.to_owned(), source };
+    EnvFilter::try_new(filter).map_err(named)
+}
+
+fn subscriber<W>(
+    format: LogFormat,
+    filter: EnvFilter,
+    writer: W,
+    colours: bool,
+    export: Option<&Export>,
+) -> impl tracing::Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    // Colours are for a person's eyes only.
+    let lines = fmt::layer().with_writer(writer).with_ansi(colours);
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let exported = export.as_ref().map(Export::layer);
-    let _ = tracing_subscriber::registry().with(parsed).with(lines).with(exported).try_init();
-    *started = true;
-    Ok(TelemetryGuard(export))
+    tracing_subscriber::registry().with(filter).with(lines).with(export.map(Export::layer))
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ pub struct Cluster {
     dev: Option<Child>,
     restart_after: u32,
     settings: Vec<(String, String)>,
+    processes: bool,
     /// `host:port` of the gateway.
     pub address: String,
 }
@@ -57,22 +58,39 @@ impl Cluster {
 
     /// As [`Self::start_with`], with settings that every process finds in its environment.
     pub fn start_set(restart_after: u32, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_as(true, restart_after, settings)
+    }
+
+    /// As [`Self::start`], with all parts in one process: none can be killed or signalled by itself.
+    pub fn start_in_one_process() -> Result<Self> {
+        Self::start_as(false, 0, &[])
+    }
+
+    fn start_as(processes: bool, restart_after: u32, settings: &[(&str, &str)]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coffer-chaos").tempdir()?;
         // Sessions live in memory only.
         let runtime = tempfile::Builder::new().prefix("coffer-chaos").tempdir_in("/dev/shm")?;
         let settings =
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let address = String::new();
-        let mut cluster = Self { dir, runtime, dev: None, address, restart_after, settings };
+        let mut cluster =
+            Self { dir, runtime, dev: None, restart_after, settings, processes, address };
         cluster.start_again()?;
         Ok(cluster)
+    }
+
+    /// Whether each part has a process of its own from the next start on.
+    pub fn in_processes(&mut self, processes: bool) {
+        self.processes = processes;
     }
 
     /// Starts all processes over the same folders.
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.dev.is_none(), "the cluster runs already");
         let mut dev = Command::new(coffer_binary()?)
-            .args(["dev", "--listen", "127.0.0.1:0", "--restart-after"])
+            .arg("dev")
+            .args(self.processes.then_some("--processes"))
+            .args(["--listen", "127.0.0.1:0", "--restart-after"])
             .arg(self.restart_after.to_string())
             .arg("--dir")
             .arg(self.cluster_dir())
@@ -203,7 +221,8 @@ impl Cluster {
         command.spawn().context("cannot run `coffer`")
     }
 
-    fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
+    /// The `coffer` program as `user`, with the environment it needs.
+    pub fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
         let runtime = self.runtime.path().join(user);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
         let mut command = Command::new(coffer_binary()?);

@@ -14,6 +14,7 @@ mod large;
 mod linear;
 mod moving;
 mod observed;
+mod one_process;
 mod operate;
 mod orders;
 mod purge;
