@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test check format big clean
+.PHONY: help setup build image demo test check format big clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -13,6 +13,9 @@ setup: ## Install what is missing: system packages, RocksDB, test tools
 build: setup ## Build the `coffer` binary (release)
 	@scripts/say "building coffer (release)"
 	@cargo build --release --locked -p coffer
+
+image: build ## Pack the program into a container image, target/image/coffer.tar, without pulling anything
+	@deploy/docker/make-image target/release/coffer target/image/coffer.tar
 
 demo: build ## Run the main job on real input: a cluster, a real tree, faults, every byte compared
 	@scripts/demo target/release/coffer
