@@ -24,6 +24,7 @@ use coffer_metadata_core::tables::{Changes, Rows};
 use coffer_metadata_core::{Table, TableError, Tables};
 use coffer_model::encoding::{Malformed, decode, encode};
 use coffer_model::id::{ClusterId, MemberId};
+use coffer_service::memory::cache_bytes;
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType,
     DBRecoveryMode, DBWithThreadMode, Direction, FlushOptions, IteratorMode, MultiThreaded,
@@ -44,7 +45,8 @@ const FORMAT_VERSION: u16 = 2;
 /// go on with such a store is to say that a newer program now writes it.
 const FORMAT_VERSION_MIN: u16 = 1;
 
-/// Blocks of all column families share one cache, index and filter blocks included.
+/// Blocks of all column families share one cache, index and filter blocks included. Less where memory is
+/// short, as is the write buffer.
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 /// What is written and not yet in files, over all column families.
 const WRITE_BUFFER_BYTES: usize = 64 << 20;
@@ -280,7 +282,8 @@ impl Store {
         member: MemberId,
     ) -> Result<Arc<Self>, StoreError> {
         let opening = |source| StoreError::Open { path: path.to_owned(), source };
-        let (options, cache) = (database_options(), Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+        let (options, cache) =
+            (database_options(), Cache::new_lru_cache(cache_bytes(BLOCK_CACHE_BYTES)));
         // RocksDB wants to be told of all column families there are; which generation is in force
         // stands in one of them.
         let found = match Self::exists(path) {
@@ -777,7 +780,7 @@ fn database_options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    options.set_db_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_db_write_buffer_size(cache_bytes(WRITE_BUFFER_BYTES));
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_max_background_jobs(BACKGROUND_JOBS);

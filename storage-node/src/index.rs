@@ -10,6 +10,7 @@ use coffer_model::chunk::ShardKey;
 use coffer_model::encoding::{decode, encode};
 use coffer_model::id::ChunkId;
 use coffer_model::time::LogTime;
+use coffer_service::memory::cache_bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch,
 };
@@ -143,7 +144,7 @@ pub(crate) struct IndexBatch {
 
 impl Index {
     pub(crate) fn open(path: &Path) -> Result<Self, IndexError> {
-        let cache = Cache::new_lru_cache(24 << 20);
+        let cache = Cache::new_lru_cache(cache_bytes(24 << 20));
         let mut block = BlockBasedOptions::default();
         block.set_block_cache(&cache);
         block.set_cache_index_and_filter_blocks(true);
@@ -154,7 +155,7 @@ impl Index {
         options.set_block_based_table_factory(&block);
         options.set_write_buffer_size(8 << 20);
         options.set_max_write_buffer_number(2);
-        options.set_db_write_buffer_size(24 << 20);
+        options.set_db_write_buffer_size(cache_bytes(24 << 20));
         options.set_max_open_files(128);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(32 << 20);
