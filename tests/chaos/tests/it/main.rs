@@ -19,3 +19,4 @@ mod orders;
 mod purge;
 mod slow_commit;
 mod sync;
+mod upgrade;
