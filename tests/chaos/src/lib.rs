@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod faults;
 pub mod history;
 
 /// Everything a test waits for comes within this time, or the test fails.
@@ -232,7 +233,7 @@ impl Cluster {
         &self,
         name: &str,
         build: Build,
-        settings: &[(&str, &str)],
+        settings: &[(String, String)],
     ) -> Result<()> {
         let (role, _) = name.split_once('-').unwrap_or((name, ""));
         let folder = self.cluster_dir().join(name);
@@ -243,7 +244,7 @@ impl Cluster {
             .arg(folder.join("config.toml"))
             .env("COFFER_DIE_WITH_PARENT", std::process::id().to_string())
             .envs(self.settings.iter().map(|(key, value)| (key, value)))
-            .envs(settings.iter().copied())
+            .envs(settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
