@@ -30,6 +30,7 @@ const PURGED_AT_ONCE: usize = 64;
 const STEPS_MAX: usize = 256;
 
 /// A leader's duties, on every member; they rest while another one leads.
+#[derive(Clone)]
 pub(crate) struct Duties {
     pub(crate) door: Door,
     pub(crate) reads: Reads,
@@ -85,7 +86,7 @@ impl Duties {
     }
 
     /// Raises the version of the state machine, if every member understands it.
-    async fn raise(&self, version: u32) {
+    pub(crate) async fn raise(&self, version: u32) {
         for member in self.door.group.others() {
             let Some(channel) = self.door.peers.calls(member.id) else { return };
             let mut client = MemberServiceClient::new(channel);

@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use coffer_metadata_core::{Command, Overlay, Prepared, Reply, apply};
+use coffer_metadata_core::{Command, CoreError, Overlay, Prepared, Reply, apply};
 use coffer_model::bundle::submission_hash;
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
@@ -178,7 +178,10 @@ fn apply_entries(
     let mut replies: VecDeque<Reply> = VecDeque::with_capacity(prepared.len());
     for command in &prepared {
         let reply = apply(&mut tables, command).map_err(|error| {
-            store.poison().strike(error.to_string());
+            // The store is well where it is the program that is too old.
+            if !matches!(error, CoreError::LaterVersion { .. }) {
+                store.poison().strike(error.to_string());
+            }
             StorageError::from(StorageIOError::apply(last, AnyError::new(&error)))
         })?;
         replies.push_back(reply);

@@ -194,6 +194,8 @@ pub(crate) struct Running {
     /// The member's own tasks; they outlive the signal to stop by the time it takes to stop well.
     tasks: Shutdown,
     stop_serving: CancellationToken,
+    #[cfg(test)]
+    duties: Duties,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     // Holds the volume's lock.
     _group: Arc<Group>,
@@ -298,7 +300,7 @@ impl Running {
         tasks.spawn("descriptor", following.watch(tasks.token()));
         let duties =
             Duties { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
-        tasks.spawn("duties", duties.watch(tasks.token()));
+        tasks.spawn("duties", duties.clone().watch(tasks.token()));
         let leading =
             Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
         tasks.spawn("leading", leading.watch(tasks.token()));
@@ -317,6 +319,8 @@ impl Running {
             dismissed,
             tasks,
             stop_serving,
+            #[cfg(test)]
+            duties,
             server,
             _group: group,
         })
@@ -409,6 +413,8 @@ impl Running {
         if let Err(error) = self.tasks.drain(DRAIN_TIMEOUT).await {
             tracing::warn!(%error, "not all tasks ended in time");
         }
+        #[cfg(test)]
+        drop(self.duties);
         let Self { raft, store, door, .. } = self;
         drop((raft, door));
         let synced = if sync {

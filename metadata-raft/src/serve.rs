@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coffer_metadata_core::state::CORE_VERSION;
+use coffer_metadata_core::state::CORE_VERSION_MAX;
 use coffer_metadata_core::{Command, query};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::id::NodeId;
@@ -267,7 +267,7 @@ impl MemberService for Internal {
         request: Request<pb::GetCoreVersionRequest>,
     ) -> Result<Response<pb::GetCoreVersionResponse>, Status> {
         self.door.member(&request)?;
-        Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION }))
+        Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION_MAX }))
     }
 
     async fn get_read_index(
@@ -428,7 +428,9 @@ fn cut_off() -> Status {
 
 fn snapshot_refused(error: &SnapshotError) -> Status {
     let (code, reason) = match error {
-        SnapshotError::Version(_) => (Code::Unimplemented, "SNAPSHOT_VERSION"),
+        SnapshotError::Version(_) | SnapshotError::LaterState(_) => {
+            (Code::Unimplemented, "SNAPSHOT_VERSION")
+        }
         SnapshotError::Foreign(_) => (Code::FailedPrecondition, "SNAPSHOT_FOREIGN"),
         SnapshotError::Malformed(_) | SnapshotError::Damaged(_) => {
             (Code::InvalidArgument, "SNAPSHOT_DAMAGED")

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use coffer_metadata_core::Table;
+use coffer_metadata_core::state::{CORE_VERSION_MAX, meta};
 use coffer_model::encoding::{Malformed, decode, encode};
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
@@ -45,6 +46,12 @@ pub(crate) enum SnapshotError {
     /// The sender's version is not known here.
     #[error("snapshots of version {0} are not known here")]
     Version(u8),
+    /// Its state is of a later version of the state machine than this program has.
+    #[error(
+        "the snapshot is of version {0} of the state machine, and this member knows versions up to \
+         {CORE_VERSION_MAX}: start a newer program there"
+    )]
+    LaterState(u32),
     /// It is of another cluster.
     #[error("the snapshot is of cluster {0}")]
     Foreign(ClusterId),
@@ -203,6 +210,14 @@ fn take_row(bytes: &[u8]) -> Result<Option<(Row<'_>, usize)>, SnapshotError> {
     Ok(Some((Row { table, key, value }, ROW_HEAD_BYTES + both)))
 }
 
+/// A state this program cannot go on from is not taken.
+fn check_core_version(row: &[u8]) -> Result<(), SnapshotError> {
+    match decode("the version of the state machine", row).map_err(SnapshotError::Malformed)? {
+        version if version > CORE_VERSION_MAX => Err(SnapshotError::LaterState(version)),
+        _ => Ok(()),
+    }
+}
+
 struct Row<'a> {
     table: Table,
     key: &'a [u8],
@@ -279,6 +294,9 @@ impl Receiving {
         self.rest.extend_from_slice(piece);
         let (mut rows, mut taken) = (Vec::new(), 0);
         while let Some((row, length)) = take_row(&self.rest[taken..])? {
+            if row.table == Table::Meta && row.key == meta::CORE_VERSION {
+                check_core_version(row.value)?;
+            }
             let place = (row.table, row.key.to_vec());
             if self.last.as_ref().is_some_and(|last| *last >= place) {
                 return Err(SnapshotError::Damaged("its rows are not in order"));

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use coffer_metadata_core::state::{CORE_VERSION_MAX, meta as core_meta};
 use coffer_metadata_core::tables::{Changes, Rows};
 use coffer_metadata_core::{Table, TableError, Tables};
 use coffer_model::encoding::{Malformed, decode, encode};
@@ -157,6 +158,16 @@ pub enum StoreError {
         path: PathBuf,
         /// The version it says it has.
         found: u16,
+    },
+    /// The state is of a later version of the state machine than this program has.
+    #[error(
+        "the state of this cluster is of version {found} of the state machine, and this program knows \
+         versions up to {CORE_VERSION_MAX}: start the program that ran here before, or a newer one; \
+         nothing was changed"
+    )]
+    LaterState {
+        /// The version in force.
+        found: u32,
     },
     /// Reading failed, or what was read is not what was written.
     #[error("cannot read {what} from the metadata store: {reason}")]
@@ -308,6 +319,7 @@ impl Store {
         store.claim(path, cluster, member)?;
         let generation = store.meta(Meta::Generation, decode_generation)?.unwrap_or(0);
         let columns = Columns::of(generation);
+        store.check_core_version(&columns)?;
         // What is not in force was being received when the process ended, or was just replaced.
         let others = found.iter().filter(|name| is_of_tables(name));
         store.drop_columns(others.filter(|name| !columns.names.contains(name)))?;
@@ -343,6 +355,18 @@ impl Store {
             });
         }
         if version < FORMAT_VERSION { write() } else { Ok(()) }
+    }
+
+    /// A program that does not have the version of the state machine in force must not touch the state.
+    fn check_core_version(&self, columns: &Columns) -> Result<(), StoreError> {
+        let what = "the version of the state machine";
+        let Some(column) = self.db.cf_handle(columns.name(Table::Meta)) else { return Ok(()) };
+        let bytes = self.db.get_cf(&column, core_meta::CORE_VERSION);
+        let Some(bytes) = bytes.map_err(|error| damaged(what, error))? else { return Ok(()) };
+        match decode(what, &bytes).map_err(|error| damaged(what, error))? {
+            found if found > CORE_VERSION_MAX => Err(StoreError::LaterState { found }),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) const fn poison(&self) -> &Poison {

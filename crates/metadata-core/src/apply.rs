@@ -13,7 +13,7 @@ use coffer_model::bundle::{
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::hash::{Hash, payload_hash};
 use coffer_model::id::{ClusterId, InodeId};
-use coffer_model::log::{LogBody, LogEntry};
+use coffer_model::log::{LogBody, LogEntry, SystemOp};
 use coffer_model::manifest::Slot;
 use coffer_model::merkle::{Frontier, Tree, leaf_hash};
 use coffer_model::object::{SessionLeaf, UserLeaf};
@@ -23,7 +23,8 @@ use coffer_model::time::LogTime;
 
 use crate::command::{Prepared, Reply};
 use crate::state::{
-    LoggedOp, OpRef, Repeat, Row, Usage, load, meta, op_key, parse, repeat_key, store,
+    CORE_VERSION_MAX, LoggedOp, OpRef, Repeat, Row, Usage, load, meta, op_key, parse, repeat_key,
+    store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -42,6 +43,16 @@ pub enum CoreError {
     /// The store failed or holds bytes this software did not write.
     #[error(transparent)]
     Store(#[from] TableError),
+    /// The group goes on to a version of the state machine that this software does not have. To go on
+    /// without it would be to come to another state than the others.
+    #[error(
+        "the group has gone on to version {version} of the state machine, and this program knows versions \
+         up to {CORE_VERSION_MAX}: start a newer program; nothing is lost"
+    )]
+    LaterVersion {
+        /// The version.
+        version: u32,
+    },
 }
 
 /// Why an op did not go through: it was refused, or the store failed.
@@ -65,6 +76,12 @@ impl From<Rejection> for Stop {
 /// Applies one command. The caller writes the overlay's changes, all or none.
 pub fn apply<T: Tables>(tables: &mut Overlay<T>, command: &Prepared) -> Result<Reply, CoreError> {
     match command {
+        Prepared::System(SystemOp::CoreVersion { version })
+            if *version > CORE_VERSION_MAX
+                && core_version(tables)?.checked_add(1) == Some(*version) =>
+        {
+            Err(CoreError::LaterVersion { version: *version })
+        }
         Prepared::System(op) => {
             system::apply(tables, op)?;
             Ok(Reply::System)

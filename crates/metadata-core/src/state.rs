@@ -15,8 +15,9 @@ use crate::tables::{Table, TableError, Tables};
 /// The latest version of the state machine that this software understands.
 pub const CORE_VERSION_MAX: u32 = 2;
 /// The version a new cluster begins with. A later one comes into force by an op, once every member
-/// understands it.
-pub const CORE_VERSION: u32 = CORE_VERSION_MAX;
+/// understands it. It never changes: a member that applies the first entry of a log years later has to come
+/// to the state that those came to who applied it first.
+pub const CORE_VERSION_FIRST: u32 = 2;
 /// The version that brought the changes of descriptor and layout, orders, purge and sealed sessions.
 pub(crate) const CORE_VERSION_CHANGES: u32 = 2;
 

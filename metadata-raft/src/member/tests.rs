@@ -33,8 +33,10 @@ use crate::raft::{LogId, StoredMembership, Vote};
 use crate::snapshot::{Header, stream};
 use crate::store::{Meta, View, WriteFault, all_rows};
 
+mod administrators;
 mod kit;
 mod listings;
+mod versions;
 
 fn reason(status: &Status) -> String {
     reason_of(status).map(|reason| reason.code).unwrap_or_default()

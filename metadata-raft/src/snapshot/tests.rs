@@ -70,6 +70,26 @@ fn messages(store: &Arc<Store>) -> Vec<Vec<u8>> {
     messages
 }
 
+/// Goal: a member that does not have the version of the state machine a snapshot is of leaves it. Method: one
+/// row of the sender's says a later one; the receiver stays as it was.
+#[test]
+fn a_state_of_a_later_version_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = sender(dir.path());
+    let mut changes = Changes::new();
+    let row = (Table::Meta, meta::CORE_VERSION.to_vec());
+    changes.insert(row.clone(), Some(encode(&CORE_VERSION_MAX)));
+    write(&store, changes.clone(), 100);
+    let receiver = Receiver::new();
+    receiver.receive(&messages(&store)).unwrap();
+
+    changes.insert(row, Some(encode(&(CORE_VERSION_MAX + 1))));
+    write(&store, changes, 100);
+    let refused = receiver.receive(&messages(&store)).unwrap_err();
+    assert!(matches!(refused, SnapshotError::LaterState(found) if found == CORE_VERSION_MAX + 1));
+    assert_eq!(all_rows(&View::of(&receiver.store)), receiver.rows);
+}
+
 /// A store with another state and a log, which is to receive.
 struct Receiver {
     dir: TempDir,

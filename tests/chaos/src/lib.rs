@@ -1,13 +1,17 @@
 //! Clusters of real processes for tests that kill them.
 //!
 //! A [`Cluster`] is `coffer dev` in a temporary folder: three metadata members, three storage nodes
-//! and a gateway, each a process of its own on loopback. Dropping it ends every process it started.
+//! and a gateway, each a process of its own on loopback. Single processes can be stopped and started by
+//! the test itself, of another [`Build`] or in another surrounding. Dropping the cluster ends every process
+//! it started.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod faults;
 pub mod history;
 
 /// Everything a test waits for comes within this time, or the test fails.
@@ -33,11 +38,44 @@ pub fn coffer_binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// The commit whose `coffer` is the previous one.
+const PREVIOUS_COMMIT: &str = include_str!("../previous");
+
+/// Which `coffer` is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// The one that was built with the tests.
+    This,
+    /// The one of the commit in `tests/chaos/previous`, which `scripts/previous-build` builds.
+    Previous,
+}
+
+impl Build {
+    /// The program.
+    pub fn binary(self) -> Result<PathBuf> {
+        let this = coffer_binary()?;
+        if self == Self::This {
+            return Ok(this);
+        }
+        let target = this.ancestors().nth(2).context("binaries lie in target/<profile>")?;
+        let binary = target.join("previous").join(PREVIOUS_COMMIT.trim()).join("coffer");
+        ensure!(
+            binary.exists(),
+            "{} is missing: run `scripts/previous-build` first",
+            binary.display()
+        );
+        Ok(binary)
+    }
+}
+
 /// A cluster of real processes.
 pub struct Cluster {
     dir: TempDir,
     runtime: TempDir,
     dev: Option<Child>,
+    /// Processes that are children of the test, not of `coffer dev`.
+    own: Mutex<BTreeMap<String, Child>>,
+    build: Build,
     restart_after: u32,
     settings: Vec<(String, String)>,
     processes: bool,
@@ -58,23 +96,41 @@ impl Cluster {
 
     /// As [`Self::start_with`], with settings that every process finds in its environment.
     pub fn start_set(restart_after: u32, settings: &[(&str, &str)]) -> Result<Self> {
-        Self::start_as(true, restart_after, settings)
+        Self::found(Build::This, true, restart_after, settings)
     }
 
     /// As [`Self::start`], with all parts in one process: none can be killed or signalled by itself.
     pub fn start_in_one_process() -> Result<Self> {
-        Self::start_as(false, 0, &[])
+        Self::found(Build::This, false, 0, &[])
     }
 
-    fn start_as(processes: bool, restart_after: u32, settings: &[(&str, &str)]) -> Result<Self> {
+    /// As [`Self::start`], all of it of this build.
+    pub fn start_of(build: Build) -> Result<Self> {
+        Self::found(build, true, 0, &[])
+    }
+
+    fn found(
+        build: Build,
+        processes: bool,
+        restart_after: u32,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coffer-chaos").tempdir()?;
         // Sessions live in memory only.
         let runtime = tempfile::Builder::new().prefix("coffer-chaos").tempdir_in("/dev/shm")?;
         let settings =
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let address = String::new();
-        let mut cluster =
-            Self { dir, runtime, dev: None, restart_after, settings, processes, address };
+        let mut cluster = Self {
+            dir,
+            runtime,
+            dev: None,
+            own: Mutex::default(),
+            build,
+            restart_after,
+            settings,
+            processes,
+            address: String::new(),
+        };
         cluster.start_again()?;
         Ok(cluster)
     }
@@ -87,7 +143,7 @@ impl Cluster {
     /// Starts all processes over the same folders.
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.dev.is_none(), "the cluster runs already");
-        let mut dev = Command::new(coffer_binary()?)
+        let mut dev = Command::new(self.build.binary()?)
             .arg("dev")
             .args(self.processes.then_some("--processes"))
             .args(["--listen", "127.0.0.1:0", "--restart-after"])
@@ -118,6 +174,11 @@ impl Cluster {
         // Somebody has to read on, or the parent would block on a full pipe.
         thread::spawn(move || rest.for_each(drop));
         Ok(())
+    }
+
+    /// From the next start on everything is of this build, the users' program too.
+    pub fn set_build(&mut self, build: Build) {
+        self.build = build;
     }
 
     /// Where the servers keep everything.
@@ -161,10 +222,86 @@ impl Cluster {
         self.signal(name, Signal::KILL)
     }
 
+    /// Ends one process as SIGTERM does, and waits until it is gone. Whoever watches over the processes
+    /// must not start it again: that is for [`Self::start_process`].
+    pub fn stop_process(&self, name: &str) -> Result<()> {
+        ensure!(self.restart_after == 0, "`coffer dev` would start {name} again");
+        let pid = self.pid(name)?;
+        kill_process(pid, Signal::TERM).with_context(|| format!("cannot stop {name}"))?;
+        let own = self.own().remove(name);
+        match own {
+            Some(mut child) => {
+                let status = wait_for(&format!("{name} to stop"), || Ok(child.try_wait()?));
+                let status = status.inspect_err(|_| drop(child.kill()))?;
+                ensure!(status.success(), "{name} ended with {status}");
+                Ok(())
+            }
+            None => wait_for(&format!("{name} to stop"), || {
+                Ok(test_kill_process(pid).is_err().then_some(()))
+            }),
+        }
+    }
+
+    /// Starts one process that does not run, from this build. It ends with the thread that called this.
+    pub fn start_process(&self, name: &str, build: Build) -> Result<()> {
+        self.start_process_in(name, build, &[])
+    }
+
+    /// As [`Self::start_process`], with settings in its environment.
+    pub fn start_process_in(
+        &self,
+        name: &str,
+        build: Build,
+        settings: &[(String, String)],
+    ) -> Result<()> {
+        let (role, _) = name.split_once('-').unwrap_or((name, ""));
+        let folder = self.cluster_dir().join(name);
+        let log = fs::File::options().create(true).append(true).open(folder.join("log"))?;
+        let child = Command::new(build.binary()?)
+            .arg(role)
+            .arg("--config")
+            .arg(folder.join("config.toml"))
+            .env("COFFER_DIE_WITH_PARENT", std::process::id().to_string())
+            .envs(self.settings.iter().map(|(key, value)| (key, value)))
+            .envs(settings.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        fs::write(folder.join("pid"), child.id().to_string())?;
+        if let Some(mut former) = self.own().insert(name.to_owned(), child) {
+            former.kill()?;
+            former.wait()?;
+            bail!("{name} ran already");
+        }
+        Ok(())
+    }
+
+    /// Waits for a process the test started to end by itself, and says how it did.
+    pub fn wait_process(&self, name: &str) -> Result<ExitStatus> {
+        let mut child = self.own().remove(name).context("the test did not start this process")?;
+        let status = wait_for(&format!("{name} to end"), || Ok(child.try_wait()?));
+        status.inspect_err(|_| drop(child.kill()))
+    }
+
+    /// What one process has written about itself, from its first start on.
+    pub fn log(&self, name: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.cluster_dir().join(name).join("log"))?)
+    }
+
+    fn own(&self) -> MutexGuard<'_, BTreeMap<String, Child>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// SIGKILL to every process, the parent included.
     pub fn kill_everything(&mut self) -> Result<()> {
         let pids: Vec<Pid> =
             self.processes()?.iter().filter_map(|name| self.pid(name).ok()).collect();
+        for (_, mut child) in std::mem::take(&mut *self.own()) {
+            child.kill()?;
+            child.wait()?;
+        }
         if let Some(mut dev) = self.dev.take() {
             dev.kill()?;
             dev.wait()?;
@@ -180,6 +317,12 @@ impl Cluster {
 
     /// Stops the cluster as Ctrl-C does.
     pub fn stop(&mut self) -> Result<()> {
+        // The gateway first, the members last, as `coffer dev` does; so goes the alphabet, but for one.
+        let mut own: Vec<String> = self.own().keys().cloned().collect();
+        own.sort_by_key(|name| name.starts_with("metadata"));
+        for name in own {
+            self.stop_process(&name)?;
+        }
         let Some(mut dev) = self.dev.take() else { return Ok(()) };
         let pid = Pid::from_raw(i32::try_from(dev.id())?).context("a process id is not zero")?;
         kill_process(pid, Signal::INT)?;
@@ -223,9 +366,13 @@ impl Cluster {
 
     /// The `coffer` program as `user`, with the environment it needs.
     pub fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
+        self.command_of(self.build, user, args)
+    }
+
+    fn command_of(&self, build: Build, user: &str, args: &[&str]) -> Result<Command> {
         let runtime = self.runtime.path().join(user);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
-        let mut command = Command::new(coffer_binary()?);
+        let mut command = Command::new(build.binary()?);
         command
             .args(args)
             .env("COFFER_SERVER", &self.address)
@@ -238,7 +385,13 @@ impl Cluster {
 
     /// Runs the `coffer` program as `user` and gives its output; it must succeed.
     pub fn coffer(&self, user: &str, args: &[&str]) -> Result<String> {
-        let output = self.run(user, args)?;
+        self.coffer_of(self.build, user, args)
+    }
+
+    /// As [`Self::coffer`], by this build of the program.
+    pub fn coffer_of(&self, build: Build, user: &str, args: &[&str]) -> Result<String> {
+        let mut command = self.command_of(build, user, args)?;
+        let output = command.stdin(Stdio::null()).output().context("cannot run `coffer`")?;
         if !output.status.success() {
             let (out, err) = (lossy(&output.stdout), lossy(&output.stderr));
             bail!("coffer {} ended with {}\n{out}{err}", args.join(" "), output.status);
@@ -249,6 +402,25 @@ impl Cluster {
     /// `coffer status --json`.
     pub fn status(&self, user: &str) -> Result<Value> {
         Ok(serde_json::from_str(&self.coffer(user, &["status", "--json"])?)?)
+    }
+
+    /// Waits until everybody is there and counts: all members, all storage nodes, and no copy is missing.
+    pub fn wait_until_whole(&self, user: &str) -> Result<()> {
+        wait_for("every process to be there", || {
+            let output = self.run(user, &["status", "--json"])?;
+            let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) else {
+                return Ok(None);
+            };
+            let (Some(members), Some(nodes)) =
+                (status["members"].as_array(), status["nodes"].as_array())
+            else {
+                return Ok(None);
+            };
+            let whole = members.iter().all(|it| it["reachable"] == true && it["voter"] == true)
+                && members.iter().any(|it| it["leader"] == true)
+                && nodes.iter().all(|it| it["reachable"] == true && it["missing_chunks"] == 0);
+            Ok(whole.then_some(()))
+        })
     }
 
     /// The name of the process that leads the metadata group.

@@ -13,8 +13,8 @@ use coffer_model::time::LogTime;
 
 use crate::apply::{append, cluster, core_version, purge};
 use crate::state::{
-    CORE_VERSION, CORE_VERSION_CHANGES, CORE_VERSION_MAX, FORMER_LAYOUTS_MAX, InodeState, Layouts,
-    load, meta, store,
+    CORE_VERSION_CHANGES, CORE_VERSION_FIRST, CORE_VERSION_MAX, FORMER_LAYOUTS_MAX, InodeState,
+    Layouts, load, meta, store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -69,7 +69,7 @@ fn genesis<T: Tables>(
     tables.put(Table::Meta, meta::CLUSTER, store(&cluster));
     tables.put(Table::Meta, meta::DESCRIPTOR, descriptor.to_vec());
     tables.put(Table::Meta, meta::LAYOUT, layout.to_vec());
-    tables.put(Table::Meta, meta::CORE_VERSION, store(&CORE_VERSION));
+    tables.put(Table::Meta, meta::CORE_VERSION, store(&CORE_VERSION_FIRST));
     Ok(true)
 }
 

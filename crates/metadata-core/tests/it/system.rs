@@ -1,6 +1,9 @@
 //! System ops: what does not check out changes nothing and is not logged.
 
-use coffer_metadata_core::{Command, MemoryTables, Reply, layout, query};
+use coffer_metadata_core::state::{CORE_VERSION_FIRST, CORE_VERSION_MAX};
+use coffer_metadata_core::{
+    Command, CoreError, MemoryTables, Overlay, Prepared, Reply, apply, layout, query,
+};
 use coffer_model::descriptor::{Descriptor, SignedDescriptor};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::id::{ClusterId, MemberId, NodeId};
@@ -87,8 +90,8 @@ fn a_beginning_is_signed_by_its_administrators() {
 fn a_version_comes_into_force_one_by_one() {
     let mut cluster = Cluster::new();
     assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
-    for version in [0, 1, 2, 3] {
-        check_ignored("not known", &mut cluster, SystemOp::CoreVersion { version });
+    for version in [0, 1, 2, CORE_VERSION_MAX + 2, u32::MAX] {
+        check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });
     }
     let mut cluster = Cluster::new().of_version_1();
     for version in [0, 1, 3] {
@@ -97,6 +100,30 @@ fn a_version_comes_into_force_one_by_one() {
     check_logged(&mut cluster, SystemOp::CoreVersion { version: 2 });
     assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
     check_ignored("the same again", &mut cluster, SystemOp::CoreVersion { version: 2 });
+}
+
+/// Goal: whatever a program knows, the first entry of a log comes to the same state. Method: the number is
+/// spelt out; clusters exist whose first entry came to it.
+#[test]
+fn a_cluster_begins_with_the_version_it_always_began_with() {
+    assert_eq!(CORE_VERSION_FIRST, 2);
+    assert_eq!(query::core_version(&Cluster::new().tables).unwrap(), CORE_VERSION_FIRST);
+}
+
+/// Goal: a program that is too old for its group stops, and does not come to another state than the others.
+#[test]
+fn a_version_that_is_not_known_here_stops_the_replica() {
+    let mut cluster = Cluster::new();
+    while query::core_version(&cluster.tables).unwrap() < CORE_VERSION_MAX {
+        let version = query::core_version(&cluster.tables).unwrap() + 1;
+        check_logged(&mut cluster, SystemOp::CoreVersion { version });
+    }
+    let version = CORE_VERSION_MAX + 1;
+    let command = Command::System(SystemOp::CoreVersion { version });
+    let mut overlay = Overlay::new(&cluster.tables);
+    let error = apply(&mut overlay, &Prepared::new(&cluster.id, command)).unwrap_err();
+    assert!(matches!(error, CoreError::LaterVersion { version: found } if found == version));
+    assert!(overlay.into_changes().is_empty());
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coffer_chaos::{Cluster, wait_for};
+use coffer_chaos::faults::{Failure, Machine};
+use coffer_chaos::{Build, Cluster, wait_for};
 use rustix::process::Signal;
 
 /// Writers that each put numbered files until told to stop, and remember which were acknowledged.
@@ -173,4 +174,85 @@ fn an_interrupted_put_goes_on_where_it_stopped() {
     cluster.coffer("alice", &["get", "/alice/file", work.join("back").to_str().unwrap()]).unwrap();
     assert_eq!(fs::read(work.join("back")).unwrap(), content);
     assert!(chunks_stored() <= 3 * 24);
+}
+
+/// Takes a member's volume away while people write, and gives it back: the member says what failed and ends,
+/// nobody's call fails, and afterwards it counts again.
+fn a_members_volume_fails(how: Failure, leads: bool, says: &str) {
+    let machine = Machine::new().unwrap();
+    machine.fail(None).unwrap();
+    let mut cluster = Cluster::start().unwrap();
+    cluster.coffer("alice", &["register", "alice"]).unwrap();
+    let members = ["metadata-1", "metadata-2", "metadata-3"];
+    // The folder's true name: that is what the system knows the open files by.
+    let folder = |name: &str| cluster.cluster_dir().canonicalize().unwrap().join(name).join("data");
+    for name in members {
+        cluster.stop_process(name).unwrap();
+        let settings = machine.volume(&folder(name));
+        // Only one of them is on the machine that fails.
+        let settings = if name == "metadata-2" { settings } else { Vec::new() };
+        cluster.start_process_in(name, Build::This, &settings).unwrap();
+        cluster.wait_until_whole("alice").unwrap();
+    }
+    wait_for("the lead to be where the test wants it", || {
+        let leader = cluster.leader("alice")?;
+        if (leader == "metadata-2") == leads {
+            return Ok(Some(()));
+        }
+        // A leader that stops lets another lead, which may be the wanted one.
+        cluster.stop_process(&leader)?;
+        let settings = machine.volume(&folder(&leader));
+        let settings = if leader == "metadata-2" { settings } else { Vec::new() };
+        cluster.start_process_in(&leader, Build::This, &settings)?;
+        cluster.wait_until_whole("alice")?;
+        Ok(None)
+    })
+    .unwrap();
+
+    let files = with_writers(&cluster, |acknowledged| {
+        progress(acknowledged, 8);
+        machine.fail(Some(how)).unwrap();
+        let ended = cluster.wait_process("metadata-2").unwrap();
+        assert!(!ended.success(), "{ended}");
+        let log = cluster.log("metadata-2").unwrap();
+        let last: Vec<&str> = log.lines().rev().take(20).collect();
+        let told = last.iter().any(|line| line.contains("poisoned") && line.contains(says));
+        assert!(told, "it does not say what failed: {last:#?}");
+        progress(acknowledged, 16);
+        // With nothing mended it does not come back, and harms nobody by trying.
+        cluster
+            .start_process_in("metadata-2", Build::This, &machine.volume(&folder("metadata-2")))
+            .unwrap();
+        assert!(!cluster.wait_process("metadata-2").unwrap().success());
+        progress(acknowledged, 8);
+    });
+    check_all(&cluster, &files);
+
+    machine.fail(None).unwrap();
+    cluster.start_process("metadata-2", Build::This).unwrap();
+    cluster.wait_until_whole("alice").unwrap();
+    // It has caught up and counts: with another one gone there is a majority only with it.
+    cluster.kill("metadata-1").unwrap();
+    let more = with_writers(&cluster, |acknowledged| progress(acknowledged, 8));
+    check_all(&cluster, &more);
+    cluster.kill_everything().unwrap();
+    cluster.start_again().unwrap();
+    check_all(&cluster, &files);
+}
+
+/// Goal: a member whose volume is full steps aside, loses nothing, and comes back when there is room. Method: one
+/// that follows gets no more room while people write; it is started again without room, and then with it.
+/// Proves S49 of docs/semantics.md.
+#[test]
+fn a_member_whose_volume_is_full_steps_aside() {
+    a_members_volume_fails(Failure::Full, false, "No space left on device");
+}
+
+/// Goal: a leader whose disk fails a sync acknowledges nothing on the strength of it, and lets others lead.
+/// Method: every sync of the leader's volume fails while people write; all that was acknowledged is there after
+/// everything was killed at once.
+/// Proves S49 of docs/semantics.md.
+#[test]
+fn a_leader_whose_sync_fails_steps_aside() {
+    a_members_volume_fails(Failure::Sync, true, "Input/output error");
 }

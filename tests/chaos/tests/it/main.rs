@@ -20,3 +20,4 @@ mod orders;
 mod purge;
 mod slow_commit;
 mod sync;
+mod upgrade;
