@@ -11,6 +11,7 @@ use coffer_model::descriptor::DescriptorError;
 use coffer_model::encoding::{Malformed, decode};
 use coffer_model::name::NameError;
 use coffer_model::op::Rejection;
+use coffer_model::proposal::ProposalError;
 use coffer_service::status::{is_retryable, reason_of};
 use tonic::{Code, Status};
 
@@ -236,6 +237,9 @@ pub enum ClientError {
         /// What was asked for.
         what: String,
     },
+    /// A proposal of administrators that cannot be used.
+    #[error(transparent)]
+    Proposal(#[from] ProposalError),
     /// A server refused in a way that no retry changes.
     #[error("the server refused: {detail}")]
     Refused {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod administrators;
 mod api;
 mod bad_input;
 mod command_line;
