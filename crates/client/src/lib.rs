@@ -33,6 +33,7 @@ mod local;
 mod manifest;
 mod names;
 mod node;
+mod promise;
 mod put_tree;
 mod read;
 mod resolve;

@@ -203,6 +203,13 @@ impl Cluster {
         command.spawn().context("cannot run `coffer`")
     }
 
+    /// As [`Self::spawn_piped`], with its standard input for whoever writes to it.
+    pub fn spawn_fed(&self, user: &str, args: &[&str]) -> Result<Child> {
+        let mut command = self.command(user, args)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("cannot run `coffer`")
+    }
+
     fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
         let runtime = self.runtime.path().join(user);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;

@@ -19,4 +19,5 @@ mod operate;
 mod orders;
 mod purge;
 mod slow_commit;
+mod slow_pipe;
 mod sync;
