@@ -36,6 +36,7 @@ pub(crate) use administrators::{AdminCommand, admin};
 pub(crate) use members::{MemberCommand, member};
 pub(crate) use nodes::{LayoutCommand, NodeCommand, layout, node};
 pub(crate) use orders::{OrderCommand, order};
+pub(crate) use words::time_text;
 
 /// The role in the identity file of an administrator's key.
 pub(crate) const ADMINISTRATOR: &str = "administrator";

@@ -254,6 +254,11 @@ pub(crate) enum Command {
     },
     /// How much room the storage nodes have
     Df,
+    /// What your own files use, and what they may use
+    ///
+    /// Older versions count, and what was deleted until it is purged, which is when the retention that
+    /// administrators ordered is over.
+    Quota,
     /// Everything about one file or directory
     Stat {
         /// Remote path

@@ -18,6 +18,7 @@ use coffer_proto::v1 as pb;
 use crate::contact::{Endpoint, Pinned, StateDir, later};
 use crate::error::ClientError;
 use crate::transport::{GatewayTransport, Transport};
+use crate::usage::HomeUsage;
 
 /// A cluster, as an administrator sees it.
 pub struct Administration {
@@ -34,17 +35,6 @@ pub struct Layouts {
     pub current: Layout,
     /// Those before it that are not retired, newest first.
     pub former: Vec<Layout>,
-}
-
-/// A home, and what it uses and may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HomeUsage {
-    /// Its root.
-    pub home: InodeId,
-    /// Bytes it uses.
-    pub used_bytes: u64,
-    /// Bytes it may use; none: without a limit.
-    pub quota_bytes: Option<u64>,
 }
 
 impl Administration {
@@ -199,13 +189,7 @@ impl Administration {
 
     /// A user's home and what it uses, by the word of the server.
     pub async fn home(&self, name: &UserName) -> Result<HomeUsage, ClientError> {
-        let request = pb::FindHomeRequest { name: name.as_str().to_owned() };
-        let answer = self.transport.find_home(request).await;
-        let answer = answer.map_err(|status| ClientError::of_status(&status))?;
-        let home = InodeId::try_from(answer.home.as_ref())
-            .map_err(|_| ClientError::tampered("a home's id that is none"))?;
-        let (used_bytes, quota_bytes) = (answer.used_bytes, answer.quota_bytes);
-        Ok(HomeUsage { home, used_bytes, quota_bytes })
+        HomeUsage::ask(&self.transport, name).await
     }
 
     /// Whether these administrators have signed all layouts by which nodes hold chunks. They have to, for

@@ -191,7 +191,7 @@ pub enum ClientError {
         what: String,
     },
     /// The quota of the home is used up.
-    #[error("the quota is used up; remove something or ask for more")]
+    #[error("the quota is used up; ask an administrator for more")]
     QuotaExceeded,
     /// Nobody answered in time.
     #[error("the cluster does not answer ({detail}); try again later")]

@@ -722,6 +722,19 @@ impl Transport for FakeCluster {
         unused()
     }
 
+    fn find_home(&self, request: pb::FindHomeRequest) -> Answer<'_, pb::FindHomeResponse> {
+        let tables = &self.state().tables;
+        let home = query::home_of(tables, &request.name.parse().unwrap()).unwrap().unwrap();
+        let used = query::usage(tables, &home).unwrap();
+        ready(Ok(pb::FindHomeResponse {
+            home: home.as_bytes().to_vec().into(),
+            used_bytes: used.bytes,
+            quota_bytes: query::quota(tables, &home).unwrap(),
+            used_inodes: used.inodes,
+            used_rows: used.rows,
+        }))
+    }
+
     fn put_chunks<'a>(
         &'a self,
         _: &'a Credentials,

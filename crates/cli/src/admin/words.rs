@@ -4,8 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use coffer_client::Administration;
-use coffer_client::admin::HomeUsage;
+use coffer_client::{Administration, HomeUsage};
 use coffer_model::descriptor::{Descriptor, Member, ReplacementPolicy, StorageNode};
 use coffer_model::hash::payload_hash;
 use coffer_model::order::{Decision, Order};
@@ -255,7 +254,7 @@ fn quota_text(bytes: Option<u64>) -> String {
 }
 
 /// A time as the commands take it, in the largest unit that leaves nothing over.
-fn time_text(ms: u64) -> String {
+pub(crate) fn time_text(ms: u64) -> String {
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
     let fits = units.into_iter().find(|(unit, _)| ms.is_multiple_of(*unit));
     match fits {

@@ -96,7 +96,7 @@ fn every_change_of_a_descriptor_has_its_line() {
 #[test]
 fn an_order_is_told_beside_what_stands() {
     let home = InodeId::from_bytes([4; 16]);
-    let usage = HomeUsage { home, used_bytes: 10, quota_bytes: None };
+    let usage = HomeUsage { home, used_bytes: 10, quota_bytes: None, used_inodes: 1, used_rows: 0 };
     let standing = Standing {
         descriptor: descriptor(),
         retention_ms: 30 * 86_400_000,
