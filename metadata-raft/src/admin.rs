@@ -195,10 +195,13 @@ impl AdminService for Admin {
             let home = query::home_of(view, &name)
                 .map_err(store_failed)?
                 .ok_or_else(|| status(Code::NotFound, "USER_UNKNOWN", text, &[]))?;
+            let used = query::usage(view, &home).map_err(store_failed)?;
             Ok(pb::FindHomeResponse {
                 home: home.as_bytes().to_vec().into(),
-                used_bytes: query::usage(view, &home).map_err(store_failed)?.bytes,
+                used_bytes: used.bytes,
                 quota_bytes: query::quota(view, &home).map_err(store_failed)?,
+                used_inodes: used.inodes,
+                used_rows: used.rows,
             })
         });
         Ok(Response::new(answer.await?))

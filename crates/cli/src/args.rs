@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::admin::{LayoutCommand, MemberCommand, NodeCommand, OrderCommand, VolumeRole};
+use crate::admin::{
+    AdminCommand, LayoutCommand, MemberCommand, NodeCommand, OrderCommand, VolumeRole,
+};
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
 use crate::roles::RoleArgs;
@@ -40,7 +42,8 @@ Exit codes:
  12  not a directory, is a directory, or the directory is not empty
  13  this machine's disk or files failed
  14  some of many files failed; each was named
- 15  `doctor` found something wrong";
+ 15  `doctor` found something wrong
+ 16  signed, and nothing changed yet: other administrators have to sign as well";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -251,6 +254,11 @@ pub(crate) enum Command {
     },
     /// How much room the storage nodes have
     Df,
+    /// What your own files use, and what they may use
+    ///
+    /// Older versions count, and what was deleted until it is purged, which is when the retention that
+    /// administrators ordered is over.
+    Quota,
     /// Everything about one file or directory
     Stat {
         /// Remote path
@@ -337,6 +345,9 @@ pub(crate) enum Command {
     /// The layout: which storage nodes hold what
     #[command(subcommand)]
     Layout(LayoutCommand),
+    /// Administrators: who they are, and how they sign together
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Orders for the whole cluster: retention, quotas, invites
     #[command(subcommand)]
     Order(OrderCommand),

@@ -49,6 +49,7 @@ pub(crate) async fn run(global: Global, command: Command) -> Result<()> {
     }
     let session = context.session()?;
     let done = context.with_session(&session, command).await;
+    let done = context.with_figures(&session, done).await;
     // What was seen is remembered also when the command failed.
     let saved = session.save_marks().await;
     done?;
@@ -311,6 +312,7 @@ impl Console {
                 self.find(session, &of, wanted).await
             }
             Command::Du { path: of, summarize } => self.du(session, &of, summarize).await,
+            Command::Quota => self.quota(session).await,
             Command::Stat { path: of } => {
                 let stat = session.stat(&path(&of)?).await?;
                 self.show(&output::stat_json(&stat), &output::stat_text(&of, &stat));

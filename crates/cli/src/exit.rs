@@ -1,8 +1,10 @@
 //! Exit codes: stable, and listed in `coffer --help`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use coffer_client::ClientError;
+use coffer_model::proposal::ProposalError;
 
 /// The exit code for what went wrong. Anything that is no error of the engine is 1.
 pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
@@ -11,6 +13,9 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
     }
     if let Some(Unwell) = error.downcast_ref() {
         return ExitCode::from(15);
+    }
+    if let Some(Waits { .. }) = error.downcast_ref() {
+        return ExitCode::from(16);
     }
     ExitCode::from(error.downcast_ref::<ClientError>().map_or(1, number))
 }
@@ -25,13 +30,47 @@ pub(crate) struct Partial;
 #[error("something is wrong; it is named above")]
 pub(crate) struct Unwell;
 
+/// Signed, and not carried out: it needs other administrators, or was only to be signed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "signed by {signed} of {quorum} administrators; nothing has changed yet. Next: `{}`", self.next()
+)]
+pub(crate) struct Waits {
+    pub(crate) signed: usize,
+    pub(crate) quorum: u8,
+    pub(crate) file: PathBuf,
+}
+
+impl Waits {
+    fn next(&self) -> String {
+        let file = self.file.display();
+        if self.signed < usize::from(self.quorum) {
+            format!(
+                "coffer admin sign {file}` by another administrator, then `coffer admin submit {file}"
+            )
+        } else {
+            format!("coffer admin submit {file}")
+        }
+    }
+}
+
 fn number(error: &ClientError) -> u8 {
     use ClientError as E;
     match error {
         E::NotFound { .. } => 3,
         E::Exists { .. } | E::NameTaken { .. } => 4,
-        E::Conflict { .. } | E::SourceChanged { .. } => 5,
-        E::Denied { .. } | E::CrossHome { .. } | E::InviteRequired | E::QuotaExceeded => 6,
+        E::Conflict { .. }
+        | E::SourceChanged { .. }
+        | E::Proposal(ProposalError::Stale { .. } | ProposalError::InForce) => 5,
+        E::Denied { .. }
+        | E::CrossHome { .. }
+        | E::InviteRequired
+        | E::QuotaExceeded
+        | E::Proposal(
+            ProposalError::NotAnAdministrator { .. }
+            | ProposalError::SignedAlready { .. }
+            | ProposalError::TooFew { .. },
+        ) => 6,
         E::WrongPassword | E::WrongRecoveryCode => 7,
         E::NotLoggedIn | E::SessionExpired => 8,
         E::Unavailable { .. }
@@ -40,7 +79,8 @@ fn number(error: &ClientError) -> u8 {
         | E::NotDurable { .. }
         | E::DataMissing { .. } => 9,
         E::Tampered { .. } | E::RolledBack { .. } | E::WrongCluster { .. } => 10,
-        E::InvalidName { .. }
+        E::Proposal(_)
+        | E::InvalidName { .. }
         | E::Invalid { .. }
         | E::InvalidPassword { .. }
         | E::IntoItself { .. }

@@ -6,9 +6,10 @@
 //! <dir>/descriptor  layout      the signed records of the cluster
 //! <dir>/ca.pem                  what clients trust at first contact
 //! <dir>/secret/                 the administrator's key, the authority's key, the login seed
-//! <dir>/<process>/config.toml   and tls/, data/, log
+//! <dir>/<process>/config.toml   and tls/, data/, log; process.json of one that came later
 //! ```
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,11 @@ use coffer_service::peer::PeerId;
 use coffer_service::tls::{TlsFiles, read_certificates};
 use serde::{Deserialize, Serialize};
 
+use crate::admin::ADMINISTRATOR;
+
 const CLUSTER_FILE: &str = "cluster.json";
+/// What [`Process`] a folder is of, for one that was made after the cluster.
+const PROCESS_FILE: &str = "process.json";
 /// The version of the folder's shape.
 const VERSION: u32 = 1;
 
@@ -111,13 +116,14 @@ fn save(dir: &Path, founded: &Founded) -> Result<()> {
     Ok(write_atomically(&dir.join(CLUSTER_FILE), &text, PRIVATE_FILE)?)
 }
 
-/// A process whose files are there, and that is not listed yet.
+/// A process whose files are there, and that is not listed yet: [`settle`] does that.
 pub(crate) struct Made {
     pub(crate) process: Process,
     pub(crate) key: PublicKey,
 }
 
-/// Makes volume, certificate and configuration of one more process. It runs once it is listed.
+/// Makes volume, certificate and configuration of one more process. It runs once it is listed, which is
+/// when the descriptor names it.
 pub(crate) fn make(dir: &Path, role: Role) -> Result<Made> {
     let founded = load(dir)?;
     let stem = role.name();
@@ -149,30 +155,56 @@ pub(crate) fn make(dir: &Path, role: Role) -> Result<Made> {
     let tls = authority.issue_into(&tls_dir, &[&process.name], &peer)?;
     let config = config_text(dir, &process, &tls, false, true);
     write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
+    let text = serde_json::to_vec_pretty(&process)?;
+    write_atomically(&dir.join(&process.name).join(PROCESS_FILE), &text, PRIVATE_FILE)?;
     Ok(Made { process, key })
 }
 
-/// Lists a process, so that `coffer dev` starts it.
-pub(crate) fn list(dir: &Path, process: Process) -> Result<()> {
+/// Brings the folder in line with a descriptor: processes that were made here and that it names are listed,
+/// so that `coffer dev` starts them; those that it names no more are taken off the list, and stop.
+pub(crate) fn settle(dir: &Path, descriptor: &Descriptor, successors: &[Vec<u8>]) -> Result<()> {
+    // New processes of this folder are given the descriptors along with the first one.
+    write_atomically(&successors_file(dir), &encode(&successors.to_vec()), PRIVATE_FILE)?;
+    let named = |process: &Process| match process.role {
+        Role::Metadata => descriptor.members.iter().any(|it| it.id.to_string() == process.id),
+        Role::Storage => descriptor.nodes.iter().any(|it| it.id.to_string() == process.id),
+        Role::Gateway => true,
+    };
     let mut founded = load(dir)?;
-    founded.processes.push(process);
+    let mut made = made_in(dir)?;
+    made.retain(|process| {
+        named(process) && founded.processes.iter().all(|listed| listed.id != process.id)
+    });
+    for process in &made {
+        if process.role == Role::Storage {
+            coffer_storage_node::install_descriptors(&data_dir(dir, &process.name), successors)?;
+        }
+    }
+    founded.processes.retain(named);
+    founded.processes.extend(made);
     save(dir, &founded)
 }
 
-/// Takes a process off the list, so that `coffer dev` stops it.
-pub(crate) fn unlist(dir: &Path, id: &str) -> Result<()> {
-    let mut founded = load(dir)?;
-    founded.processes.retain(|process| process.id != id);
-    save(dir, &founded)
-}
-
-/// Gives a new storage node the descriptors that lead to the one it is named in.
-pub(crate) fn install_descriptors(
-    dir: &Path,
-    process: &Process,
-    successors: &[Vec<u8>],
-) -> Result<()> {
-    Ok(coffer_storage_node::install_descriptors(&data_dir(dir, &process.name), successors)?)
+/// The processes that were made in this folder after it was founded, by name.
+fn made_in(dir: &Path) -> Result<Vec<Process>> {
+    let mut made = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path().join(PROCESS_FILE);
+        match std::fs::read(&path) {
+            Ok(text) => {
+                let process: Process = serde_json::from_slice(&text)
+                    .with_context(|| format!("{} is damaged", path.display()))?;
+                made.push(process);
+            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        }
+    }
+    made.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(made)
 }
 
 /// The file of the descriptors after the first.
@@ -194,7 +226,7 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
     create_private_dir(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let secret = dir.join("secret");
     create_private_dir(&secret)?;
-    let administrator = ProcessIdentity::load_or_create(&secret, "administrator", None)?;
+    let administrator = ProcessIdentity::load_or_create(&secret, ADMINISTRATOR, None)?;
     let authority = OneBoxCa::load_or_create(&secret)?;
     let authority_path = authority_file(dir);
     std::fs::write(&authority_path, authority.certificate_pem())?;

@@ -1,14 +1,16 @@
-//! Commands that go through a tree and look: `tree`, `find`, `du`; and `df`, which looks at the nodes.
+//! Commands that go through a tree and look: `tree`, `find`, `du`; and `df` and `quota`, which look at what
+//! is used.
 
 use anyhow::Result;
-use coffer_client::{ClientError, Session, Visit};
+use coffer_client::{ClientError, HomeUsage, Session, Visit};
 use coffer_model::object::Kind;
 use glob::{MatchOptions, Pattern};
 use serde_json::{Value, json};
 
+use crate::admin::time_text;
 use crate::args::FindKind;
 use crate::commands::{Console, path};
-use crate::output::{self, entry_mark, stat_json};
+use crate::output::{self, bytes_text, entry_mark, stat_json};
 
 /// What `find` is asked for.
 pub(crate) struct Wanted {
@@ -132,6 +134,31 @@ impl Console {
         }
     }
 
+    pub(crate) async fn quota(&self, session: &Session) -> Result<()> {
+        let (usage, name) = (session.usage().await?, session.name());
+        let retention_ms = session.status().await?.retention_ms;
+        let value = json!({
+            "user": name.as_str(), "home": usage.home.to_string(),
+            "used_bytes": usage.used_bytes, "quota_bytes": usage.quota_bytes,
+            "used_inodes": usage.used_inodes, "used_rows": usage.used_rows,
+            "retention_ms": retention_ms,
+        });
+        self.show(&value, &quota_table(name.as_str(), &usage, retention_ms));
+        Ok(())
+    }
+
+    /// Where a quota is used up, says how much it is, as far as the cluster can be asked.
+    pub(crate) async fn with_figures(&self, session: &Session, done: Result<()>) -> Result<()> {
+        let Err(error) = done else { return Ok(()) };
+        if !matches!(error.downcast_ref(), Some(ClientError::QuotaExceeded)) {
+            return Err(error);
+        }
+        let (Ok(usage), Ok(status)) = (session.usage().await, session.status().await) else {
+            return Err(error);
+        };
+        Err(error.context(figures_text(&usage, status.retention_ms)))
+    }
+
     pub(crate) async fn df(&self) -> Result<()> {
         let status = self.cluster_status().await?;
         let mut lines =
@@ -149,4 +176,37 @@ impl Console {
         self.show(&value, &lines.join("\n"));
         Ok(())
     }
+}
+
+/// How much is used and allowed, one line for each kind.
+fn quota_table(name: &str, usage: &HomeUsage, retention_ms: u64) -> String {
+    let row = |what: &str, used: &str, allowed: &str| format!("{what:<8} {used:<32} {allowed}");
+    let allowed = usage.quota_bytes.map_or_else(
+        || "no limit".to_owned(),
+        |quota| match usage.used_bytes.saturating_mul(100).checked_div(quota) {
+            Some(percent) => format!("{}, {percent} % used", bytes_text(quota)),
+            None => bytes_text(quota),
+        },
+    );
+    [
+        row(name, "used", "allowed"),
+        row("bytes", &bytes_text(usage.used_bytes), &allowed),
+        row("entries", &usage.used_inodes.to_string(), "no limit"),
+        row("rows", &usage.used_rows.to_string(), "no limit"),
+        format!(
+            "what was deleted counts until it is purged, {} after it was deleted",
+            time_text(retention_ms)
+        ),
+    ]
+    .join("\n")
+}
+
+fn figures_text(usage: &HomeUsage, retention_ms: u64) -> String {
+    let allowed = usage.quota_bytes.map_or_else(|| "no limit".to_owned(), bytes_text);
+    format!(
+        "your files use {} of {allowed}, and with this it would be more; what is deleted counts until it is \
+         purged, {} later",
+        bytes_text(usage.used_bytes),
+        time_text(retention_ms)
+    )
 }

@@ -64,6 +64,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Node(command) => admin::node(cli.global, command).await,
         Command::Member(command) => admin::member(cli.global, command).await,
         Command::Layout(command) => admin::layout(cli.global, command).await,
+        Command::Admin(command) => admin::admin(cli.global, command).await,
         Command::Order(command) => admin::order(cli.global, command).await,
         Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
         Command::Metadata(args) => roles::run(Role::Metadata, args).await,

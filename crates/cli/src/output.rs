@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fmt::{Display, Write as _};
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -14,6 +14,10 @@ use coffer_model::object::Kind;
 use serde_json::{Value, json};
 
 use crate::args::Cli;
+use crate::status::size_text;
+
+/// The longest answer to a question that is read.
+const ANSWER_BYTES_MAX: u64 = 64;
 
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
@@ -33,6 +37,23 @@ pub(crate) fn line(text: &str) {
 /// One line that is no result.
 pub(crate) fn remark(text: &str) {
     eprintln!("{text}");
+}
+
+/// Asks whoever sits at the terminal; anything but yes is no.
+pub(crate) fn asked(question: &str) -> io::Result<bool> {
+    eprint!("{question} (yes/no) ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().take(ANSWER_BYTES_MAX).read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "yes"))
+}
+
+/// A number of bytes, for reading and exactly.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    format!("{} ({bytes} bytes)", size_text(bytes))
 }
 
 /// What makes a shell complete our commands.

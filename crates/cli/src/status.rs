@@ -327,7 +327,7 @@ fn bar(used: u64, all: u64) -> String {
     format!("[{:-<width$}] {percent} %,", "#".repeat(full))
 }
 
-fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
         0x10_0000..0x4000_0000 => format!("{} MiB", bytes >> 20),

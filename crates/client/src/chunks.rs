@@ -130,12 +130,20 @@ impl Chunks {
         let bytes = chunk.bytes.len();
         if ask_first {
             let length = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let weight = Weight { group: Bytes::new(), bytes: 0 };
-            if let Some(stored) = self.renewals.answer(weight, (chunk.id, length)).await? {
+            if let Some(stored) = self.renew(chunk.id, length).await? {
                 return Ok(stored);
             }
         }
         self.puts.answer(Weight { group: Bytes::new(), bytes }, chunk).await
+    }
+
+    /// Asks for new receipts; there are none if the chunk is not there, or on too few nodes.
+    pub(crate) async fn renew(
+        &self,
+        chunk: ChunkId,
+        length: u32,
+    ) -> Result<Option<Stored>, ClientError> {
+        self.renewals.answer(Weight { group: Bytes::new(), bytes: 0 }, (chunk, length)).await
     }
 
     /// Reads the sealed bytes of a chunk. They are not checked yet.

@@ -11,6 +11,7 @@ use coffer_model::descriptor::DescriptorError;
 use coffer_model::encoding::{Malformed, decode};
 use coffer_model::name::NameError;
 use coffer_model::op::Rejection;
+use coffer_model::proposal::ProposalError;
 use coffer_service::status::{is_retryable, reason_of};
 use tonic::{Code, Status};
 
@@ -190,7 +191,7 @@ pub enum ClientError {
         what: String,
     },
     /// The quota of the home is used up.
-    #[error("the quota is used up; remove something or ask for more")]
+    #[error("the quota is used up; ask an administrator for more")]
     QuotaExceeded,
     /// Nobody answered in time.
     #[error("the cluster does not answer ({detail}); try again later")]
@@ -236,6 +237,9 @@ pub enum ClientError {
         /// What was asked for.
         what: String,
     },
+    /// A proposal of administrators that cannot be used.
+    #[error(transparent)]
+    Proposal(#[from] ProposalError),
     /// A server refused in a way that no retry changes.
     #[error("the server refused: {detail}")]
     Refused {

@@ -44,7 +44,7 @@ use crate::transport::{Answer, Credentials, Transport};
 
 /// Log time when the cluster begins, in milliseconds.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
-/// How long nodes promise to keep what nobody has named.
+/// How long nodes promise to keep what nobody has named, if a test says nothing else.
 pub(crate) const KEEP_MS: u64 = 3600 * 1000;
 
 /// What a test does in place of an answer.
@@ -69,6 +69,8 @@ pub(crate) struct FakeCluster {
     pub(crate) on_submit: Mutex<Option<Interrupt>>,
     /// The listing's pages are this short.
     pub(crate) page_max: Mutex<usize>,
+    /// How long nodes promise to keep what nobody has named.
+    pub(crate) keep_ms: AtomicU64,
     /// How many listings are interrupted at their second page.
     pub(crate) snapshots_lost: AtomicU64,
 }
@@ -146,6 +148,7 @@ impl FakeCluster {
             on_get: Mutex::default(),
             on_submit: Mutex::default(),
             page_max: Mutex::new(usize::MAX),
+            keep_ms: AtomicU64::new(KEEP_MS),
             snapshots_lost: AtomicU64::new(0),
         });
         fake.apply(Command::System(genesis));
@@ -298,7 +301,7 @@ impl FakeCluster {
         let held = Held {
             shard: ShardKey::replica(id),
             length: u32::try_from(length).unwrap(),
-            keep_until: now.plus_ms(KEEP_MS),
+            keep_until: now.plus_ms(self.keep_ms.load(Ordering::Relaxed)),
         };
         let tree = Tree::new(&[held.leaf()]);
         let flush = Flush { node, root: tree.root(), size: 1 };
@@ -717,6 +720,19 @@ impl Transport for FakeCluster {
 
     fn get_status(&self) -> Answer<'_, pb::GetStatusResponse> {
         unused()
+    }
+
+    fn find_home(&self, request: pb::FindHomeRequest) -> Answer<'_, pb::FindHomeResponse> {
+        let tables = &self.state().tables;
+        let home = query::home_of(tables, &request.name.parse().unwrap()).unwrap().unwrap();
+        let used = query::usage(tables, &home).unwrap();
+        ready(Ok(pb::FindHomeResponse {
+            home: home.as_bytes().to_vec().into(),
+            used_bytes: used.bytes,
+            quota_bytes: query::quota(tables, &home).unwrap(),
+            used_inodes: used.inodes,
+            used_rows: used.rows,
+        }))
     }
 
     fn put_chunks<'a>(

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use coffer_crypto::random::write_id;
 use coffer_model::chunk::ChunkClass;
@@ -458,6 +459,88 @@ async fn receipts_that_ran_out_are_renewed_and_only_what_is_gone_is_sent_again()
     let report = world.session.put_file(&local, &target, &options, &Silent).await.unwrap();
     assert_eq!((report.transfer.slots_sent, report.transfer.chunks_skipped), (4, 2));
     assert!(world.get("/ada/file").await.unwrap() == noise(3 * MIB, 1));
+}
+
+/// A stream that gives its content when it has been let go on.
+struct Stalled {
+    content: std::io::Cursor<Vec<u8>>,
+    after: u64,
+    go_on: std::sync::mpsc::Receiver<()>,
+}
+
+impl std::io::Read for Stalled {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.content.position() == self.after {
+            // Whoever lets it go on may be gone; then the test has failed already.
+            let _ = self.go_on.recv();
+            self.after = u64::MAX;
+        }
+        let left = self.after.saturating_sub(self.content.position());
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        self.content.read(&mut buffer[..most])
+    }
+}
+
+/// Goal: a stream that comes more slowly than nodes promise loses nothing of what was stored before. Method:
+/// it gives two of three slots and then nothing until receipts were renewed, which happens while it is
+/// waited for.
+///
+/// Proves S51 of docs/semantics.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_are_renewed_while_a_stream_gives_nothing() {
+    let world = World::new().await;
+    world.cluster.keep_ms.store(300, Ordering::Relaxed);
+    let (go_on, waits) = std::sync::mpsc::channel();
+    let content = std::io::Cursor::new(noise(3 * MIB, 1));
+    let source = Stalled { content, after: 2 * u64::try_from(MIB).unwrap(), go_on: waits };
+    let (target, options) = (path("/ada/file"), PutOptions::standard());
+    let put = world.session.put(Box::new(source), Path::new("-"), &target, &options, &Silent);
+    let renewed = async {
+        while world.cluster.calls("renew_receipts") < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let go_on = async {
+        let renewed = tokio::time::timeout(Duration::from_secs(60), renewed).await;
+        go_on.send(()).unwrap();
+        renewed.expect("receipts were not renewed");
+    };
+    let (report, ()) = tokio::join!(put, go_on);
+    assert_eq!(report.unwrap().transfer.slots_sent, 3);
+    assert!(world.get("/ada/file").await.unwrap() == noise(3 * MIB, 1));
+}
+
+/// Goal: a stream whose receipts ran out before its commit is committed if everything is still there, and
+/// otherwise nothing of it exists. Method: time passes when the last chunk is stored; in the second run a
+/// chunk is lost as well.
+///
+/// Proves S51 of docs/semantics.md.
+#[tokio::test]
+async fn a_late_commit_of_a_stream_counts_only_if_every_chunk_is_there() {
+    for lose in [false, true] {
+        let world = World::new().await;
+        let cluster = Arc::clone(&world.cluster);
+        let mut stored = 0;
+        *world.cluster.on_put.lock().unwrap() = Some(Box::new(move |answer| {
+            stored += answer.stored.len();
+            if stored == 3 {
+                cluster.tick(START_MS + 3 * KEEP_MS);
+                let mut kept = !lose;
+                cluster.lose_chunks(|_| !std::mem::replace(&mut kept, true));
+            }
+        }));
+        let source = Box::new(std::io::Cursor::new(noise(3 * MIB, 1)));
+        let (target, options) = (path("/ada/file"), PutOptions::standard());
+        let put = world.session.put(source, Path::new("-"), &target, &options, &Silent).await;
+        if lose {
+            assert!(matches!(put, Err(ClientError::NotDurable { .. })), "{put:?}");
+            let found = world.get("/ada/file").await;
+            assert!(matches!(found, Err(ClientError::NotFound { .. })));
+        } else {
+            assert_eq!(put.unwrap().transfer.slots_sent, 3);
+            assert!(world.get("/ada/file").await.unwrap() == noise(3 * MIB, 1));
+        }
+    }
 }
 
 /// Proves S4 of docs/semantics.md.

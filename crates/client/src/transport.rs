@@ -79,6 +79,8 @@ pub trait Transport: Send + Sync + 'static {
     ) -> Answer<'_, pb::GetDescriptorResponse>;
     /// The state of the cluster.
     fn get_status(&self) -> Answer<'_, pb::GetStatusResponse>;
+    /// A user's home, and what it uses.
+    fn find_home(&self, request: pb::FindHomeRequest) -> Answer<'_, pb::FindHomeResponse>;
     /// Stores chunks.
     fn put_chunks<'a>(
         &'a self,

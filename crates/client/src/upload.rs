@@ -43,6 +43,7 @@ use crate::node::{
 };
 use crate::options::PutOptions;
 use crate::progress::{Progress, Report, Silent, Tally};
+use crate::promise::{Promise, due};
 use crate::read::{object_query, walk_query};
 use crate::resolve::attrs_and_head;
 use crate::session::Session;
@@ -235,18 +236,20 @@ impl Session {
                 return Ok(done);
             }
             let aim = Aim::at(&target, &content)?;
-            let current = match uploaded.take() {
+            let mut current = match uploaded.take() {
                 Some(current) if current.inode == aim.inode() => current,
                 // Nothing of it is sealed yet.
                 Some(current) if current.inline.is_some() => {
                     Uploaded { inode: aim.inode(), ..current }
                 }
-                Some(lost) if !content.source.is_repeatable() => {
+                Some(mut lost) if !content.source.is_repeatable() => {
                     // The winner's file has another key, and the source cannot be sealed again.
+                    lost.keep(self).await?;
                     return self.take_name(&home, &target, &content, lost).await;
                 }
                 _ => self.upload(&home, &target, &aim, &content).await?,
             };
+            current.keep(self).await?;
             let op = aim.op(self.wire().cluster, &home, &target, &content, &current)?;
             let slot_bytes = op.slots.len() * SLOT_CHANGE_BYTES;
             let outcome = self.changes().apply(op).await?;
@@ -270,8 +273,14 @@ impl Session {
                     content.resumed = false;
                 }
                 // Too slow: ask for new receipts, and send again only what is gone.
-                Err(Rejection::ReceiptsExpired) if content.source.is_repeatable() => {
-                    content.resumed = true;
+                Err(rejection @ Rejection::ReceiptsExpired) => {
+                    if current.renew(self).await? {
+                        uploaded = Some(current);
+                    } else if content.source.is_repeatable() {
+                        content.resumed = true;
+                    } else {
+                        return Err(ClientError::rejected(rejection, target.path));
+                    }
                 }
                 Err(rejection) => return Err(ClientError::rejected(rejection, target.path)),
             }
@@ -385,11 +394,21 @@ impl Session {
             .map_ok(|part| self.store_slot(&seal, part, staged_slots, content))
             .try_buffered(SLOTS_IN_FLIGHT)
             .boxed();
-        while let Some(done) = stored.try_next().await? {
+        loop {
+            let due_in = staging.promise.due_in(self.wire().clock.now());
+            let next = tokio::select! {
+                next = stored.try_next() => next?,
+                () = due(due_in) => {
+                    let Staging { promise, changes, found, .. } = &mut staging;
+                    self.renew_if_due(promise, changes, *found).await?;
+                    continue;
+                }
+            };
+            let Some(done) = next else { break };
             if done.slot > 0 && done.slot.is_multiple_of(PART_SLOTS) {
                 self.stage(&mut staging, done.slot, &seal, target, content).await?;
             }
-            staging.take(done);
+            staging.take(done, self.wire().clock.now());
         }
         drop(stored);
         let slots = staging.length.div_ceil(class.bytes());
@@ -403,7 +422,8 @@ impl Session {
             root: staging.manifest.root,
             slots,
             changes: staging.changes,
-            receipts_until: staging.receipts_until,
+            found: staging.found,
+            promise: staging.promise,
         })
     }
 
@@ -507,10 +527,12 @@ impl Session {
         target: &Target<'_>,
         content: &Content<'_>,
     ) -> Result<(), ClientError> {
+        let Staging { promise, changes, found, .. } = staging;
+        self.renew_if_due(promise, changes, *found).await?;
         staging.manifest.change(slots, &staging.changes)?;
         staging.manifest.keep_right_edge()?;
         let changes = std::mem::take(&mut staging.changes);
-        let receipts_until = staging.receipts_until.take();
+        let mut promise = std::mem::take(&mut staging.promise);
         if slots <= staging.found {
             let differs = slots == staging.found && staging.manifest.root != staging.found_root;
             return if differs { Err(source_changed(target.path)) } else { Ok(()) };
@@ -532,9 +554,17 @@ impl Session {
         );
         let slot_bytes = changes.len() * SLOT_CHANGE_BYTES;
         content.tally.slot_changes(u64::try_from(slot_bytes).unwrap_or(u64::MAX));
-        let op = Op::Stage { staged, base, receipts_until };
-        let outcome =
-            self.changes().apply(PlannedOp { op, blobs: Vec::new(), slots: changes }).await?;
+        let stage = async |promise: &Promise| {
+            let op = Op::Stage { staged: staged.clone(), base, receipts_until: promise.until() };
+            let planned = PlannedOp { op, blobs: Vec::new(), slots: changes.clone() };
+            self.changes().apply(planned).await
+        };
+        let mut outcome = stage(&promise).await?;
+        if outcome == Err(Rejection::ReceiptsExpired)
+            && self.renew(&mut promise, &changes, staging.found).await?
+        {
+            outcome = stage(&promise).await?;
+        }
         outcome.map_err(|rejection| ClientError::rejected(rejection, target.path))?;
         staging.standing = Some(next);
         Ok(())
@@ -693,7 +723,7 @@ impl Aim {
         let head = HeadChange {
             change: Change { key: inode, expected, leaf },
             base: uploaded.base,
-            receipts_until: uploaded.receipts_until,
+            receipts_until: uploaded.promise.until(),
         };
         let object_key = ObjectKey::File(&key);
         let (op, blobs) = match self {
@@ -764,10 +794,22 @@ struct Uploaded {
     root: coffer_model::manifest::Root,
     slots: u64,
     changes: Vec<(u64, Slot)>,
-    receipts_until: Option<LogTime>,
+    /// Slots before this one were named by an earlier attempt.
+    found: u64,
+    promise: Promise,
 }
 
 impl Uploaded {
+    /// Renews the receipts if it is time.
+    async fn keep(&mut self, session: &Session) -> Result<(), ClientError> {
+        session.renew_if_due(&mut self.promise, &self.changes, self.found).await
+    }
+
+    /// Renews the receipts, and says whether every chunk is still there.
+    async fn renew(&mut self, session: &Session) -> Result<bool, ClientError> {
+        session.renew(&mut self.promise, &self.changes, self.found).await
+    }
+
     fn inline(inode: InodeId, content: Vec<u8>, length: u64) -> Self {
         Self {
             inode,
@@ -778,7 +820,8 @@ impl Uploaded {
             root: None,
             slots: 0,
             changes: Vec::new(),
-            receipts_until: None,
+            found: 0,
+            promise: Promise::default(),
         }
     }
 }
@@ -788,7 +831,7 @@ impl Uploaded {
 struct Staging {
     manifest: Manifest,
     changes: Vec<(u64, Slot)>,
-    receipts_until: Option<LogTime>,
+    promise: Promise,
     length: u64,
     /// The partial version's leaf.
     standing: Option<LeafHash>,
@@ -798,10 +841,10 @@ struct Staging {
 }
 
 impl Staging {
-    fn take(&mut self, stored: StoredSlot) {
+    fn take(&mut self, stored: StoredSlot, now: LogTime) {
         self.length += stored.length;
         self.changes.extend(stored.entry.map(|chunk| (stored.slot, Slot::Chunk(chunk))));
-        self.receipts_until = earliest(self.receipts_until, stored.keep_until);
+        self.promise.add(now, stored.keep_until);
     }
 }
 

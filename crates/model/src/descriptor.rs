@@ -211,7 +211,7 @@ impl Descriptor {
         })
     }
 
-    fn check_follows(&self, former: &Self) -> Result<(), &'static str> {
+    pub(crate) fn check_follows(&self, former: &Self) -> Result<(), &'static str> {
         if former.number.checked_add(1) != Some(self.number) {
             return Err("its number is not one more");
         }

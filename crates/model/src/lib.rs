@@ -19,6 +19,7 @@ pub mod name;
 pub mod object;
 pub mod op;
 pub mod order;
+pub mod proposal;
 pub mod receipt;
 pub mod session;
 pub mod share;

@@ -90,6 +90,11 @@ impl PublicKey {
         &self.0
     }
 
+    /// Whether any signature at all can verify under this key: a mistyped one is often no key.
+    pub fn is_usable(&self) -> bool {
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| !key.is_weak())
+    }
+
     /// Checks `signature` over `bytes` for one purpose in one cluster.
     pub fn verify(
         &self,

@@ -36,6 +36,7 @@ use coffer_model::object::{
 };
 use coffer_model::op::{Base, Change, HeadChange, Op, Outcome, Rejection, Rule};
 use coffer_model::order::{Decision, Order};
+use coffer_model::proposal::{Present, Proposal, Proposed};
 use coffer_model::receipt::{Flush, Held, Receipt};
 use coffer_model::session::{Certificate, CertificateHash, Scope, SessionProof};
 use coffer_model::share::{Release, ShareProof};
@@ -1125,6 +1126,8 @@ fn changes_of_the_cluster(vectors: &mut Vectors) {
         json!({"secret": shown(secret), "payload_hash": payload_hash(secret).to_string()}),
     );
 
+    proposals(vectors);
+
     vectors.page("log.md");
     let (order, signatures) = first.unwrap();
     let ops = [
@@ -1293,4 +1296,29 @@ fn a_certificate_hash_is_not_the_hash_of_something_else() {
     let hash = CertificateHash::from_hash(Hash::of("coffer/v1/session-certificate", &bytes));
     assert_eq!(hash, certificate().hash());
     assert_ne!(*hash.as_hash(), payload_hash(&bytes));
+}
+
+/// Both kinds of proposals, signed by the one administrator of the first descriptor.
+fn proposals(vectors: &mut Vectors) {
+    vectors.page("proposals.md");
+    let descriptor = descriptor();
+    let present = Present { cluster: cluster(), descriptor: &descriptor, order_number: 1 };
+    let what = Decision::Quota { home: Some(home()), bytes: Some(1 << 30) };
+    let order = Order { number: 2, what };
+    let next = Proposed::Descriptor(Box::new(next_descriptor()));
+    let user = user_name();
+    for (name, mut proposal, proposed) in [
+        ("descriptor", Proposal::of_descriptor(cluster(), &next_descriptor()), next),
+        (
+            "order",
+            Proposal::of_order(cluster(), &order, Some(&user)),
+            Proposed::Order { order: order.clone(), user: Some(user.clone()) },
+        ),
+    ] {
+        proposal.sign(present, &administrator()).unwrap();
+        let bytes = proposal.to_bytes();
+        assert_eq!(Proposal::from_bytes(&bytes), Ok(proposal.clone()));
+        assert_eq!(proposal.review(present).unwrap().proposed, proposed);
+        vectors.add(&format!("proposal of a {name}"), json!({"file": hex::encode(&bytes)}));
+    }
 }

@@ -7,6 +7,7 @@ use coffer_client::Transport;
 use coffer_client::transport::{Answer, Credentials, Repeats};
 use coffer_model::session::PROOF_HEADER;
 use coffer_proto::v1 as pb;
+use coffer_proto::v1::admin_service_server::AdminService;
 use coffer_proto::v1::chunk_service_server::ChunkService;
 use coffer_proto::v1::cluster_service_server::ClusterService;
 use coffer_proto::v1::directory_service_server::DirectoryService;
@@ -179,6 +180,10 @@ impl Transport for InProcess {
         Box::pin(
             self.call(None, pb::GetStatusRequest {}, |request| self.members.get_status(request)),
         )
+    }
+
+    fn find_home(&self, request: pb::FindHomeRequest) -> Answer<'_, pb::FindHomeResponse> {
+        Box::pin(self.call(None, request, |request| self.members.find_home(request)))
     }
 
     fn put_chunks<'a>(

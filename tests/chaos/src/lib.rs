@@ -364,6 +364,13 @@ impl Cluster {
         command.spawn().context("cannot run `coffer`")
     }
 
+    /// As [`Self::spawn_piped`], with its standard input for whoever writes to it.
+    pub fn spawn_fed(&self, user: &str, args: &[&str]) -> Result<Child> {
+        let mut command = self.command(user, args)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("cannot run `coffer`")
+    }
+
     /// The `coffer` program as `user`, with the environment it needs.
     pub fn command(&self, user: &str, args: &[&str]) -> Result<Command> {
         self.command_of(self.build, user, args)

@@ -107,17 +107,6 @@ impl GatewayTransport {
         self.call(None, CALL_TIMEOUT, request, send).await
     }
 
-    pub(crate) async fn find_home(
-        &self,
-        request: pb::FindHomeRequest,
-    ) -> Result<pb::FindHomeResponse, Status> {
-        let send = move |request| {
-            let mut client = self.admin();
-            async move { client.find_home(request).await }
-        };
-        self.call(None, CALL_TIMEOUT, request, send).await
-    }
-
     pub(crate) async fn give_order(
         &self,
         request: pb::GiveOrderRequest,
@@ -265,6 +254,13 @@ impl Transport for GatewayTransport {
         Box::pin(self.call(None, CALL_TIMEOUT, pb::GetStatusRequest {}, move |request| {
             let mut client = self.cluster();
             async move { client.get_status(request).await }
+        }))
+    }
+
+    fn find_home(&self, request: pb::FindHomeRequest) -> Answer<'_, pb::FindHomeResponse> {
+        Box::pin(self.call(None, CALL_TIMEOUT, request, move |request| {
+            let mut client = self.admin();
+            async move { client.find_home(request).await }
         }))
     }
 

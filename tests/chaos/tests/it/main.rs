@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod administrators;
 mod api;
 mod bad_input;
 mod command_line;
@@ -19,5 +20,6 @@ mod operate;
 mod orders;
 mod purge;
 mod slow_commit;
+mod slow_pipe;
 mod sync;
 mod upgrade;

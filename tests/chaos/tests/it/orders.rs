@@ -1,6 +1,7 @@
 //! What administrators order for everybody: who can register, and how much room a user has.
 
 use coffer_chaos::{Cluster, wait_for};
+use serde_json::Value;
 
 fn order(cluster: &Cluster, args: &[&str]) -> String {
     let dir = cluster.cluster_dir();
@@ -14,7 +15,7 @@ fn refused(cluster: &Cluster, user: &str, args: &[&str]) -> (Option<i32>, String
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// Proves S31 of docs/semantics.md.
+/// Proves S31, S52 of docs/semantics.md.
 #[test]
 fn an_invite_lets_one_user_in_and_a_quota_bounds_what_users_store() {
     let cluster = Cluster::start().unwrap();
@@ -52,6 +53,18 @@ fn an_invite_lets_one_user_in_and_a_quota_bounds_what_users_store() {
     order(&cluster, &["quota", "--user", "alice", "1M"]);
     let (code, said) = refused(&cluster, "alice", &["put", &large, "/alice/large"]);
     assert!(code == Some(6) && said.contains("quota"), "{code:?} {said}");
+    // It names the figures, which are those that can be asked for.
+    let table = cluster.coffer("alice", &["quota"]).unwrap();
+    assert!(table.contains("1 MiB (1048576 bytes)") && table.contains("30 d"), "{table}");
+    let told = cluster.coffer("alice", &["quota", "--json"]).unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["quota_bytes"], 1 << 20, "{told}");
+    let used = told["used_bytes"].as_u64().unwrap();
+    assert!((300_000..400_000).contains(&used), "{told}");
+    // The home and the one file in it, of one chunk.
+    assert_eq!((&told["used_inodes"], &told["used_rows"]), (&2.into(), &1.into()), "{told}");
+    assert!(said.contains(&format!("({used} bytes) of 1 MiB (1048576 bytes)")), "{said}");
+    assert!(said.contains("ask an administrator"), "{said}");
     cluster.coffer("alice", &["put", &small, "/alice/again"]).unwrap();
     // Bob has no quota.
     cluster.coffer("bob", &["put", &large, "/bob/large"]).unwrap();
