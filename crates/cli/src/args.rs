@@ -9,6 +9,7 @@ use crate::admin::{
 };
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
+use crate::machines::FoundArgs;
 use crate::roles::RoleArgs;
 use crate::sync::SyncArgs;
 
@@ -48,7 +49,8 @@ Exit codes:
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where the cluster is, host:port. Needed at login; later the session knows it
+    /// Where the cluster is, host:port of a gateway; or several with commas between, of which any one that
+    /// answers is used. Needed at login; later the session knows it
     #[arg(long, global = true, env = "COFFER_SERVER", value_name = "HOST:PORT")]
     pub(crate) server: Option<String>,
     /// The certificate authority to trust at first contact, PEM. Later the pinned cluster counts
@@ -359,6 +361,8 @@ pub(crate) enum Command {
         /// The volume
         dir: PathBuf,
     },
+    /// Make the folders of a cluster that runs on several machines
+    Found(FoundArgs),
     /// Run a whole cluster on this machine
     Dev(DevArgs),
     /// Server role: a metadata member

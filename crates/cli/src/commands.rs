@@ -116,7 +116,11 @@ impl Console {
     }
 
     fn session(&self) -> Result<Session, ClientError> {
-        Session::resume(self.file()?.load()?, &StateDir::standard()?)
+        let mut state = self.file()?.load()?;
+        if let Some(server) = self.global.server.as_deref().filter(|it| *it != state.server()) {
+            state.reach(server, self.global.server_name.as_deref());
+        }
+        Session::resume(state, &StateDir::standard()?)
     }
 
     pub(crate) async fn engine(&self) -> Result<Engine> {

@@ -26,10 +26,15 @@ use coffer_service::one_box::OneBoxCa;
 use coffer_service::peer::PeerId;
 use coffer_service::tls::{TlsFiles, read_certificates};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::admin::ADMINISTRATOR;
 
-const CLUSTER_FILE: &str = "cluster.json";
+pub(crate) const CLUSTER_FILE: &str = "cluster.json";
+/// The signed first layout.
+pub(crate) const LAYOUT_FILE: &str = "layout";
+/// The secrets for login, the same on all members.
+pub(crate) const OPAQUE_FILE: &str = "opaque.setup";
 /// What [`Process`] a folder is of, for one that was made after the cluster.
 const PROCESS_FILE: &str = "process.json";
 /// The version of the folder's shape.
@@ -222,15 +227,72 @@ pub(crate) fn authority_file(dir: &Path) -> PathBuf {
     dir.join("ca.pem")
 }
 
+/// A gateway has no volume: its id is made up.
+pub(crate) fn new_gateway() -> Result<PeerId> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).context("the system gives no randomness")?;
+    Ok(PeerId::new("gateway", id)?)
+}
+
+/// What founding takes: the administrator's key, the authority and the secrets for login, in
+/// `<dir>/secret`.
+pub(crate) struct Founder {
+    dir: PathBuf,
+    administrator: ProcessIdentity,
+    pub(crate) authority: OneBoxCa,
+    pub(crate) opaque_setup: Zeroizing<Vec<u8>>,
+}
+
+impl Founder {
+    /// Makes the secrets, and `ca.pem` for everybody.
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
+        create_private_dir(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let secret = dir.join("secret");
+        create_private_dir(&secret)?;
+        let administrator = ProcessIdentity::load_or_create(&secret, ADMINISTRATOR, None)?;
+        let authority = OneBoxCa::load_or_create(&secret)?;
+        std::fs::write(authority_file(dir), authority.certificate_pem())?;
+        let opaque_setup = coffer_metadata_raft::new_opaque_setup();
+        Ok(Self { dir: dir.to_owned(), administrator, authority, opaque_setup })
+    }
+
+    /// Signs and writes the first descriptor and layout.
+    pub(crate) fn sign(
+        &self,
+        members: Vec<Member>,
+        nodes: Vec<StorageNode>,
+        open_registration: bool,
+    ) -> Result<ClusterId> {
+        let authority = read_certificates(&authority_file(&self.dir))?.swap_remove(0).to_vec();
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).context("the system gives no randomness")?;
+        let cosigners =
+            members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect();
+        let descriptor = Descriptor {
+            suite: SUITE,
+            number: 0,
+            former: None,
+            nonce,
+            authority,
+            administrators: vec![self.administrator.public_key()],
+            quorum: 1,
+            cosigners,
+            members,
+            nodes,
+            replacement: None,
+            open_registration,
+        };
+        let signed = SignedDescriptor::first(&descriptor, &[&self.administrator]);
+        let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
+        write_atomically(&descriptor_file(&self.dir), &encode(&signed), PRIVATE_FILE)?;
+        let layout = layout::first(&descriptor.nodes)?.sign(&cluster, &self.administrator);
+        write_atomically(&self.dir.join(LAYOUT_FILE), &layout, PRIVATE_FILE)?;
+        Ok(cluster)
+    }
+}
+
 fn found(dir: &Path, size: Size) -> Result<Founded> {
-    create_private_dir(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let secret = dir.join("secret");
-    create_private_dir(&secret)?;
-    let administrator = ProcessIdentity::load_or_create(&secret, ADMINISTRATOR, None)?;
-    let authority = OneBoxCa::load_or_create(&secret)?;
-    let authority_path = authority_file(dir);
-    std::fs::write(&authority_path, authority.certificate_pem())?;
-    let authority_der = read_certificates(&authority_path)?.swap_remove(0).to_vec();
+    let founder = Founder::new(dir)?;
 
     // All listeners are held until every port is chosen, so that none is chosen twice.
     let mut held = Vec::new();
@@ -265,33 +327,10 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
         processes.push(Process { name, role: Role::Storage, address, id, health });
     }
 
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).context("the system gives no randomness")?;
-    let descriptor = Descriptor {
-        suite: SUITE,
-        number: 0,
-        former: None,
-        nonce,
-        authority: authority_der,
-        administrators: vec![administrator.public_key()],
-        quorum: 1,
-        cosigners: members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect(),
-        members,
-        nodes: nodes.clone(),
-        replacement: None,
-        open_registration: true,
-    };
-    let signed = SignedDescriptor::first(&descriptor, &[&administrator]);
-    let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
-    write_atomically(&descriptor_file(dir), &encode(&signed), PRIVATE_FILE)?;
-    let layout = layout::first(&nodes)?.sign(&cluster, &administrator);
-    write_atomically(&dir.join("layout"), &layout, PRIVATE_FILE)?;
-    let seed = coffer_metadata_raft::new_opaque_setup();
-    write_atomically(&secret.join("opaque.setup"), &seed, PRIVATE_FILE)?;
+    let cluster = founder.sign(members, nodes, true)?;
+    write_atomically(&dir.join("secret").join(OPAQUE_FILE), &founder.opaque_setup, PRIVATE_FILE)?;
 
-    let mut gateway_id = [0; 16];
-    getrandom::fill(&mut gateway_id).context("the system gives no randomness")?;
-    let gateway = PeerId::new("gateway", gateway_id)?;
+    let gateway = new_gateway()?;
     processes.push(Process {
         name: "gateway".to_owned(),
         role: Role::Gateway,
@@ -305,7 +344,7 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
             Role::Gateway => gateway.clone(),
             role => peer_of(dir, &process.name, role)?,
         };
-        let tls = authority.issue_into(
+        let tls = founder.authority.issue_into(
             &dir.join(&process.name).join("tls"),
             &[&process.name, &gateway_host],
             &peer,
@@ -356,8 +395,8 @@ fn config_text(
             text += &format!(
                 "data_dir = {}\nlayout = {}\nopaque_setup = {}\nbootstrap = {bootstrap}\naudit_log = {}\n",
                 quoted(&data_dir(dir, &process.name)),
-                quoted(&dir.join("layout")),
-                quoted(&dir.join("secret/opaque.setup")),
+                quoted(&dir.join(LAYOUT_FILE)),
+                quoted(&dir.join("secret").join(OPAQUE_FILE)),
                 quoted(&audit_file(dir, &process.name)),
             );
             if is_later {

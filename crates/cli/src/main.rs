@@ -11,6 +11,7 @@ mod exit;
 mod found;
 mod health;
 mod look;
+mod machines;
 mod output;
 mod parts;
 mod password;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Found(args) => machines::found(&cli.global, &args),
         Command::Dev(args) => dev::run(args).await,
         Command::Bench(args) => bench::run(args, cli.global.json).await,
         Command::Completion { shell } => {

@@ -41,9 +41,9 @@ pub enum Authority {
 /// Where a cluster is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `host:port` of a gateway.
+    /// `host:port` of a gateway, or several with commas between: any one that answers is used.
     pub server: String,
-    /// What its certificate must be good for; the host of `server` where this is none.
+    /// What its certificate must be good for; its own host where this is none.
     pub server_name: Option<String>,
     /// Which authorities to accept.
     pub authority: Authority,
@@ -54,9 +54,9 @@ pub struct Endpoint {
 pub struct Pinned {
     /// The cluster.
     pub cluster: ClusterId,
-    /// `host:port` of the gateway it was met through.
+    /// `host:port` of the gateway it was met through, or several with commas between.
     pub server: String,
-    /// What the gateway's certificate must be good for.
+    /// What a gateway's certificate must be good for; its own host where this is empty.
     pub server_name: String,
     /// The authorities the gateway's certificate is accepted with, DER.
     pub authorities: Vec<Vec<u8>>,
@@ -99,6 +99,7 @@ impl Pinned {
         let refused = |why: String| ClientError::Connect { server: endpoint.server.clone(), why };
         let server_name = match &endpoint.server_name {
             Some(name) => name.clone(),
+            None if endpoint.server.contains(',') => String::new(),
             None => host_of(&endpoint.server).to_owned(),
         };
         let mut authorities: Vec<Vec<u8>> = match (&endpoint.authority, &known) {

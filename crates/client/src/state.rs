@@ -81,6 +81,13 @@ impl SessionState {
         &self.pinned.server
     }
 
+    /// Reaches the same cluster elsewhere from now on: `host:port` of another gateway, or of several with
+    /// commas between. Its certificate must be good for `server_name`, or for its own host.
+    pub fn reach(&mut self, server: &str, server_name: Option<&str>) {
+        server.clone_into(&mut self.pinned.server);
+        self.pinned.server_name = server_name.unwrap_or_default().to_owned();
+    }
+
     /// The user's name.
     pub fn name(&self) -> &UserName {
         &self.name

@@ -1,8 +1,10 @@
 //! gRPC channels to other processes: made at once, connected when first used, connected again by
 //! themselves, each time with the present certificates.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -136,16 +138,30 @@ pub fn connect_lazy(
     tls: impl Into<ClientTls>,
     options: &ChannelOptions,
 ) -> Result<Channel, ChannelError> {
-    let invalid_address = || ChannelError::InvalidAddress { addr: addr.to_owned() };
-    // The scheme is http because the TLS is ours; for https tonic would ask for its own.
-    let endpoint =
-        Endpoint::from_shared(format!("http://{addr}")).map_err(|_| invalid_address())?;
-    let authority = endpoint.uri().authority().filter(|authority| authority.as_str() == addr);
-    if authority.is_none_or(|it| it.host().is_empty() || it.port().is_none()) {
-        return Err(invalid_address());
-    }
-    let name = ServerName::try_from(server_name.to_owned())
-        .map_err(|_| ChannelError::InvalidServerName { server_name: server_name.to_owned() })?;
+    connect_lazy_any(&[(addr, server_name)], tls, options)
+}
+
+/// As [`connect_lazy`], to whichever of several servers that are all the same: each has an address and a name
+/// its certificate is good for. Any one is taken first; where a connection fails or takes too long, the next
+/// attempt is made at the next one.
+pub fn connect_lazy_any(
+    servers: &[(&str, &str)],
+    tls: impl Into<ClientTls>,
+    options: &ChannelOptions,
+) -> Result<Channel, ChannelError> {
+    let none = || ChannelError::InvalidAddress { addr: String::new() };
+    let endpoints: Vec<Endpoint> =
+        servers.iter().map(|(addr, _)| endpoint_of(addr)).collect::<Result<_, _>>()?;
+    // The address in it is what calls are said to be for; where they go is up to the connector.
+    let endpoint = endpoints.into_iter().next().ok_or_else(none)?;
+    let servers: Vec<(String, ServerName<'static>)> = servers
+        .iter()
+        .map(|(addr, name)| {
+            let name = ServerName::try_from((*name).to_owned())
+                .map_err(|_| ChannelError::InvalidServerName { server_name: (*name).to_owned() })?;
+            Ok(((*addr).to_owned(), name))
+        })
+        .collect::<Result<_, _>>()?;
     let endpoint = endpoint
         .connect_timeout(options.connect_timeout)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -158,9 +174,11 @@ pub fn connect_lazy(
         Some(limit) => endpoint.timeout(limit),
         None => endpoint,
     };
+    // So that many clients with one list do not all use its first server.
+    let first = RandomState::new().hash_one(0) % servers.len() as u64;
     let target = Arc::new(Target {
-        addr: addr.to_owned(),
-        name,
+        servers,
+        next: AtomicUsize::new(usize::try_from(first).unwrap_or(0)),
         tls: tls.into(),
         expected_peer: options.expected_peer.clone(),
     });
@@ -171,20 +189,46 @@ pub fn connect_lazy(
     Ok(channel.into())
 }
 
+fn endpoint_of(addr: &str) -> Result<Endpoint, ChannelError> {
+    let invalid_address = || ChannelError::InvalidAddress { addr: addr.to_owned() };
+    // The scheme is http because the TLS is ours; for https tonic would ask for its own.
+    let endpoint =
+        Endpoint::from_shared(format!("http://{addr}")).map_err(|_| invalid_address())?;
+    let authority = endpoint.uri().authority().filter(|authority| authority.as_str() == addr);
+    if authority.is_none_or(|it| it.host().is_empty() || it.port().is_none()) {
+        return Err(invalid_address());
+    }
+    Ok(endpoint)
+}
+
 /// Where a channel leads to.
 struct Target {
-    addr: String,
-    name: ServerName<'static>,
+    servers: Vec<(String, ServerName<'static>)>,
+    /// The server that is tried next.
+    next: AtomicUsize,
     tls: ClientTls,
     expected_peer: Option<PeerId>,
 }
 
 impl Target {
+    /// One attempt at one server; the one that worked is taken again next time. An attempt that takes too
+    /// long is dropped, so the next one is chosen before it begins.
     async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(&self.addr).await?;
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.servers.len();
+        let (addr, name) = &self.servers[at];
+        let stream = self.connect_to(addr, name).await?;
+        self.next.store(at, Ordering::Relaxed);
+        Ok(stream)
+    }
+
+    async fn connect_to(
+        &self,
+        addr: &str,
+        name: &ServerName<'static>,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
-        let stream =
-            TlsConnector::from(self.tls.present()).connect(self.name.clone(), stream).await?;
+        let stream = TlsConnector::from(self.tls.present()).connect(name.clone(), stream).await?;
         let Some(expected) = &self.expected_peer else { return Ok(stream) };
         let found = stream.get_ref().1.peer_certificates().and_then(peer_uri_id);
         if found.as_ref() != Some(expected) {

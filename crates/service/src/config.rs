@@ -154,10 +154,11 @@ pub fn read<T>(
     build: impl FnOnce(&Reader<'_>) -> T,
 ) -> Result<T, ConfigError> {
     let text = file.map_or_else(|| Ok(String::new()), read_text)?;
+    let folder = file.and_then(Path::parent);
     let variables = std::env::vars_os().map(|(name, value)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
     });
-    parse(&text, variables, env_prefix, build)
+    parse_in(folder, &text, variables, env_prefix, build)
 }
 
 /// Reads a configuration from text and the given environment.
@@ -167,10 +168,20 @@ pub fn parse<T>(
     env_prefix: &str,
     build: impl FnOnce(&Reader<'_>) -> T,
 ) -> Result<T, ConfigError> {
+    parse_in(None, text, variables, env_prefix, build)
+}
+
+fn parse_in<T>(
+    folder: Option<&Path>,
+    text: &str,
+    variables: impl IntoIterator<Item = (String, String)>,
+    env_prefix: &str,
+    build: impl FnOnce(&Reader<'_>) -> T,
+) -> Result<T, ConfigError> {
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
         reason: error.to_string().trim_end().to_owned(),
     })?;
-    let mut notes = Notes::default();
+    let mut notes = Notes { folder: folder.map(Path::to_owned), ..Notes::default() };
     let prefix = format!("{env_prefix}{LEVEL}");
     // Sorted, so that the same faults are always reported in the same order.
     let variables: BTreeMap<_, _> =
@@ -218,6 +229,8 @@ fn overlay(table: &mut Table, variable: &str, levels: &str, value: String, notes
 /// What the readers of one configuration share.
 #[derive(Default)]
 struct Notes {
+    /// Where relative paths in the file begin.
+    folder: Option<PathBuf>,
     faults: RefCell<Vec<Fault>>,
     /// The variable that set a key.
     variables: BTreeMap<String, String>,
@@ -291,9 +304,11 @@ impl<'t> Reader<'t> {
         self.list(key, "a list of addresses such as [\"node-0.example:7443\"]", host_port)
     }
 
-    /// A path, which has to be there. Whether anything stands there is not looked at.
+    /// A path, which has to be there. Whether anything stands there is not looked at. A relative one in a
+    /// file begins at the file's folder, so that the folder can be put anywhere; one in a variable begins
+    /// where the process was started.
     pub fn path(&self, key: &str) -> PathBuf {
-        self.required(key, "a path", some_text).unwrap_or_default().into()
+        self.located(key, self.required(key, "a path", some_text).unwrap_or_default())
     }
 
     /// A path that may be left out.
@@ -303,7 +318,15 @@ impl<'t> Reader<'t> {
 
     /// A path that may be left out, without a default.
     pub fn optional_path(&self, key: &str) -> Option<PathBuf> {
-        self.optional(key, "a path", some_text).map(PathBuf::from)
+        self.optional(key, "a path", some_text).map(|path| self.located(key, path))
+    }
+
+    fn located(&self, key: &str, path: String) -> PathBuf {
+        let from_variable = self.notes.variables.contains_key(&self.full(key));
+        match &self.notes.folder {
+            Some(folder) if !from_variable => folder.join(path),
+            _ => path.into(),
+        }
     }
 
     /// A whole number.

@@ -12,7 +12,7 @@ use coffer_proto::v1::chunk_service_client::ChunkServiceClient;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
 use coffer_proto::v1::directory_service_client::DirectoryServiceClient;
 use coffer_proto::v1::login_service_client::LoginServiceClient;
-use coffer_service::channel::{Channel, ChannelOptions, connect_lazy};
+use coffer_service::channel::{Channel, ChannelOptions, connect_lazy_any, host_of};
 use coffer_service::tls::client_config_without_certificate;
 use rustls::pki_types::CertificateDer;
 use tonic::metadata::MetadataValue;
@@ -25,7 +25,10 @@ use crate::transport::{Answer, Credentials, Transport};
 /// Connections for chunks: encryption of one connection is the work of one core.
 const CHUNK_CONNECTIONS: usize = 2;
 
-/// A transport through one gateway address.
+/// The most gateway addresses of one transport.
+const SERVERS_MAX: usize = 64;
+
+/// A transport through a gateway, or whichever of several answers.
 pub struct GatewayTransport {
     directory: Channel,
     chunks: Vec<Channel>,
@@ -34,8 +37,9 @@ pub struct GatewayTransport {
 }
 
 impl GatewayTransport {
-    /// A transport to `server` (`host:port`), whose certificate must be good for `server_name` under
-    /// one of the authorities (DER). Nothing is connected yet. Needs a tokio runtime.
+    /// A transport to `server`: `host:port`, or several of them with commas between, of which any one that
+    /// answers is used. A server's certificate must be good for `server_name`, or for its own host where that
+    /// is empty, under one of the authorities (DER). Nothing is connected yet. Needs a tokio runtime.
     pub fn new(
         server: &str,
         server_name: &str,
@@ -47,8 +51,17 @@ impl GatewayTransport {
         let tls = client_config_without_certificate(&authorities)
             .map_err(|error| refused(error.to_string()))?;
         let tls = Arc::new(tls);
+        let servers: Vec<(&str, &str)> = server
+            .split(',')
+            .map(|server| {
+                (server, if server_name.is_empty() { host_of(server) } else { server_name })
+            })
+            .collect();
+        if servers.len() > SERVERS_MAX {
+            return Err(refused(format!("these are more than {SERVERS_MAX} servers")));
+        }
         let channel = || {
-            connect_lazy(server, server_name, Arc::clone(&tls), &ChannelOptions::standard())
+            connect_lazy_any(&servers, Arc::clone(&tls), &ChannelOptions::standard())
                 .map_err(|error| refused(error.to_string()))
         };
         Ok(Self {

@@ -223,3 +223,16 @@ fn a_caller_can_add_what_only_it_can_see() {
     .unwrap_err();
     assert_eq!(error.to_string(), "a: is 1, expected not less than b");
 }
+
+/// Goal: a folder with a configuration can be put anywhere. Method: a relative and an absolute path in a file,
+/// and a relative one in a variable.
+#[test]
+fn relative_paths_in_a_file_begin_at_its_folder() {
+    let text = "relative = \"tls/key\"\nabsolute = \"/tls/key\"\nvariable = \"tls/key\"\n";
+    let variables = [("T__VARIABLE".to_owned(), "other/key".to_owned())];
+    let read = |reader: &Reader<'_>| {
+        ["relative", "absolute", "variable"].map(|key| reader.path(key).display().to_string())
+    };
+    let found = parse_in(Some(Path::new("/etc/coffer")), text, variables, "T", read).unwrap();
+    assert_eq!(found, ["/etc/coffer/tls/key", "/tls/key", "other/key"]);
+}

@@ -13,6 +13,7 @@ mod files;
 mod hot_directory;
 mod large;
 mod linear;
+mod machines;
 mod moving;
 mod observed;
 mod one_process;
