@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coffer_chaos::{Cluster, password};
-use coffer_client::contact::StateDir;
-use coffer_client::{Authority, ClientError, Endpoint, Engine, PutOptions, Session, Silent};
+use coffer_chaos::Cluster;
+use coffer_client::{ClientError, PutOptions, Session, Silent};
 use coffer_model::name::RemotePath;
 
 const WRITERS: usize = 64;
@@ -14,18 +13,6 @@ const ROUNDS: usize = 5;
 
 fn path(text: &str) -> RemotePath {
     text.parse().unwrap()
-}
-
-async fn log_in(cluster: &Cluster, client: &str) -> Session {
-    let endpoint = Endpoint {
-        server: cluster.address.clone(),
-        server_name: None,
-        authority: Authority::PemFile(cluster.authority()),
-    };
-    let state = StateDir::at(cluster.work_dir().unwrap().join(client));
-    let engine = Engine::connect(&endpoint, state).await.unwrap();
-    let state = engine.login(&"alice".parse().unwrap(), &password("alice")).await.unwrap();
-    engine.session(state).unwrap()
 }
 
 async fn put(session: &Session, to: &str, content: String) -> Result<u64, ClientError> {
@@ -72,7 +59,8 @@ fn two_clients_with_64_writers_lose_nothing_and_see_no_half_rename() {
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let sessions = [log_in(&cluster, "first").await, log_in(&cluster, "second").await];
+        let log_in = async |client| cluster.log_in("alice", client).await.unwrap();
+        let sessions = [log_in("first").await, log_in("second").await];
         sessions[0].mkdir(&path("/alice/hot"), false).await.unwrap();
         for writer in 0..WRITERS {
             let token = format!("/alice/hot/token-{writer}-a");
