@@ -60,16 +60,19 @@ pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 /// The most bytes of plain content in one call of the files API.
 pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
-/// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 35] = [
+/// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start, and
+/// stands in docs/operations.md.
+pub const REFUSALS: [&str; 40] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
     "CHUNK_TOO_LARGE",
     "DATA_TAMPERED",
+    "DISK_FAILED",
     "DISK_FULL",
     "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
+    "NOT_AN_ADMINISTRATOR",
     "NOT_A_HOLDER",
     "NOT_A_MEMBER",
     "NOT_A_SIBLING",
@@ -84,6 +87,8 @@ pub const REFUSALS: [&str; 35] = [
     "SESSION_ENDED",
     "SESSION_PROOF_INVALID",
     "SESSION_REQUIRED",
+    "STORE_DAMAGED",
+    "STORE_FAILED",
     "STORE_POISONED",
     "TICKET_BUDGET",
     "TICKET_EXPIRED",
@@ -96,7 +101,94 @@ pub const REFUSALS: [&str; 35] = [
     "TOKEN_WRONG",
     "TOO_FEW_NODES",
     "TOO_MANY_ATTEMPTS",
+    "TOO_SLOW",
     "WRONG_PASSWORD",
+];
+
+/// The other reasons: mistakes of callers, and answers that belong to normal work. They are counted together.
+pub const OTHER_REASONS: [&str; 82] = [
+    "ANSWER_TOO_LARGE",
+    "ANSWER_UNREADABLE",
+    "ARGUMENT_INVALID",
+    "BEHIND",
+    "BUSY",
+    "CHUNK_EMPTY",
+    "CLUSTER_UNAVAILABLE",
+    "CONTENT_TOO_LARGE",
+    "DENIED",
+    "DIRECTORY_NOT_EMPTY",
+    "ENGINE_FAILED",
+    "FILE_EXISTS",
+    "FILE_NOT_FOUND",
+    "HASH_INVALID",
+    "INODE",
+    "INTO_ITSELF",
+    "INVALID",
+    "INVITE_MALFORMED",
+    "INVITE_REQUIRED",
+    "IS_A_DIRECTORY",
+    "LAYOUTS_PENDING",
+    "LAYOUT_CHANGED",
+    "LAYOUT_UNSIGNED",
+    "LISTING_GONE",
+    "LOGIN_MESSAGE",
+    "MALFORMED",
+    "NAME",
+    "NAME_INVALID",
+    "NAME_TAKEN",
+    "NODE",
+    "NODE_IN_USE",
+    "NOT_APPLIED",
+    "NOT_A_DIRECTORY",
+    "NOT_A_FILE",
+    "NOT_FOUND",
+    "NOT_NEXT",
+    "NO_CLUSTER",
+    "NO_MEMBER",
+    "NO_RANDOMNESS",
+    "NO_SNAPSHOTS",
+    "OBJECT",
+    "ORDER_TOO_LARGE",
+    "OTHER_HOME",
+    "PAGE_SIZE",
+    "PAGE_TOKEN",
+    "PAGE_TOKEN_INVALID",
+    "PASSWORD_INVALID",
+    "PATH_INVALID",
+    "PATTERN_TOO_LONG",
+    "PEER_UNREACHABLE",
+    "PROOF_REFUSED",
+    "QUERIES",
+    "QUOTA_EXCEEDED",
+    "READ_FAILED",
+    "RECORD_REFUSED",
+    "REFUSED",
+    "REPLY",
+    "REPORT",
+    "REQUEST_ID_TOO_LONG",
+    "SESSION_UNKNOWN",
+    "SIGNATURE_INVALID",
+    "SLOT_RANGE",
+    "SNAPSHOT_DAMAGED",
+    "SNAPSHOT_FOREIGN",
+    "SNAPSHOT_GONE",
+    "SNAPSHOT_STALLED",
+    "SNAPSHOT_UNDER_WAY",
+    "SNAPSHOT_VERSION",
+    "STALE_REPORT",
+    "STOPPING",
+    "STREAM_MALFORMED",
+    "TAGS",
+    "TICKET_BYTES",
+    "TOO_DEEP",
+    "TOO_MANY_CHUNKS",
+    "UNSUPPORTED",
+    "UPLOAD_FINISHED",
+    "UPLOAD_GAP",
+    "UPLOAD_INCOMPLETE",
+    "UPLOAD_UNKNOWN",
+    "USER_UNKNOWN",
+    "VERSION_CONFLICT",
 ];
 
 /// Every method there is, as it stands in a call: `/package.Service/Method`.
@@ -125,6 +217,7 @@ mod tests {
         for wanted in ["/coffer.v1.ChunkService/PutChunks", "/coffer.v1.DirectoryService/Read"] {
             assert!(methods.iter().any(|method| method == wanted), "{methods:?}");
         }
-        assert!(REFUSALS.is_sorted());
+        assert!(REFUSALS.is_sorted() && OTHER_REASONS.is_sorted());
+        assert!(OTHER_REASONS.iter().all(|reason| !REFUSALS.contains(reason)));
     }
 }

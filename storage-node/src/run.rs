@@ -247,7 +247,7 @@ impl Node {
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
         part.spawn("compare the store", comparer.run(part.clone()));
         part.spawn("compact the store", compactor.run(part.clone()));
-        part.spawn("scrub the store", scrubber.run(part.clone()));
+        part.spawn("scrub the store", scrubber.run(Arc::clone(&clock), part.clone()));
         part.spawn("reload certificates", Arc::clone(&tls).watch(TLS_RELOAD_EVERY, part.token()));
 
         let served = Served::new(store, clock, Arc::clone(&cluster), id);

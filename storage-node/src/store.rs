@@ -44,6 +44,10 @@ use crate::record::{
     segment_header,
 };
 
+mod chain;
+
+pub(crate) use chain::Borne;
+
 /// What may wait for the disk.
 const QUEUE_BYTES: usize = 32 << 20;
 /// Jobs that may wait, however small.

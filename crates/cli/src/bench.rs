@@ -15,7 +15,7 @@ use coffer_client::{
     AccountOptions, Authority, Endpoint, Engine, GetOptions, PutOptions, PutTreeOptions, Session,
     Silent, WriteOptions,
 };
-use coffer_model::name::RemotePath;
+use coffer_model::name::{RemotePath, UserName};
 use rustix::param::clock_ticks_per_second;
 use serde_json::json;
 
@@ -23,8 +23,10 @@ use crate::dev::Temporary;
 use crate::found::authority_file;
 use crate::output;
 use ceilings::mib_per_second;
+use listing::ListingArgs;
 
 mod ceilings;
+mod listing;
 
 const MIB: usize = 1 << 20;
 /// Bytes that repeat in the large file; each slot is made different by its number.
@@ -32,11 +34,21 @@ const PATTERN_BYTES: usize = 16 * MIB;
 /// Bytes of a small file.
 const SMALL_BYTES: usize = 2048;
 
+/// What is measured, if not throughput and latencies.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum BenchCommand {
+    /// One directory with very many entries, listed in pages while others create and delete in it
+    Listing(ListingArgs),
+}
+
 /// `coffer bench`
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<BenchCommand>,
     /// Where the cluster is made; it is removed afterwards. Default: the system's temporary folder
-    #[arg(long)]
+    #[arg(long, global = true)]
     dir: Option<PathBuf>,
     /// How often everything is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -62,6 +74,17 @@ pub(crate) async fn run(args: BenchArgs, as_json: bool) -> Result<()> {
     .context("cannot make a folder for the measurement")?;
     output::remark("starting a cluster: 3 metadata members, 3 storage nodes, 1 gateway");
     let cluster = Temporary::start(&folder.path().join("cluster")).await?;
+    if let Some(BenchCommand::Listing(listing)) = args.what {
+        let measured = listing::measure(listing, folder.path(), &cluster).await;
+        cluster.stop().await;
+        let measured = measured?;
+        if as_json {
+            output::json(&measured.json());
+        } else {
+            output::line(&measured.text());
+        }
+        return Ok(());
+    }
     let measured = measure(&args, folder.path(), &cluster).await;
     cluster.stop().await;
     let rows = measured?;
@@ -158,7 +181,7 @@ impl Table {
 }
 
 async fn measure(args: &BenchArgs, folder: &Path, cluster: &Temporary) -> Result<Vec<Row>> {
-    let session = log_in(folder, cluster).await?;
+    let session = User::register(folder, cluster).await?.log_in("state").await?;
     let small = folder.join("small");
     plant(&small, args.small_files)?;
     let large = usize::try_from(args.large_mib)? * MIB;
@@ -263,20 +286,41 @@ async fn measure(args: &BenchArgs, folder: &Path, cluster: &Temporary) -> Result
     Ok(table.rows)
 }
 
-async fn log_in(folder: &Path, cluster: &Temporary) -> Result<Session> {
-    let gateway = cluster.founded.gateway().context("the cluster has no gateway")?;
-    let endpoint = Endpoint {
-        server: gateway.to_string(),
-        server_name: None,
-        authority: Authority::PemFile(authority_file(&folder.join("cluster"))),
-    };
-    let engine = Engine::connect(&endpoint, StateDir::at(folder.join("state"))).await?;
-    let mut password = [0; 16];
-    getrandom::fill(&mut password).context("the system gives no randomness")?;
-    let password: String = password.iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = "bench".parse()?;
-    engine.register(&name, &password, &AccountOptions::standard()).await?;
-    Ok(engine.session(engine.login(&name, &password).await?)?)
+/// A user of the cluster.
+struct User {
+    folder: PathBuf,
+    endpoint: Endpoint,
+    name: UserName,
+    password: String,
+}
+
+impl User {
+    /// Registers one, with a password that nobody else knows.
+    async fn register(folder: &Path, cluster: &Temporary) -> Result<Self> {
+        let gateway = cluster.founded.gateway().context("the cluster has no gateway")?;
+        let endpoint = Endpoint {
+            server: gateway.to_string(),
+            server_name: None,
+            authority: Authority::PemFile(authority_file(&folder.join("cluster"))),
+        };
+        let mut password = [0; 16];
+        getrandom::fill(&mut password).context("the system gives no randomness")?;
+        let password = hex::encode(password);
+        let user = Self { folder: folder.to_owned(), endpoint, name: "bench".parse()?, password };
+        let engine = user.engine("registration").await?;
+        engine.register(&user.name, &user.password, &AccountOptions::standard()).await?;
+        Ok(user)
+    }
+
+    async fn engine(&self, client: &str) -> Result<Engine> {
+        Ok(Engine::connect(&self.endpoint, StateDir::at(self.folder.join(client))).await?)
+    }
+
+    /// A session with a memory of its own.
+    async fn log_in(&self, client: &str) -> Result<Session> {
+        let engine = self.engine(client).await?;
+        Ok(engine.session(engine.login(&self.name, &self.password).await?)?)
+    }
 }
 
 /// Makes small files, a hundred in a folder.

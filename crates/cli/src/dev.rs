@@ -115,6 +115,12 @@ impl Temporary {
         self.running.iter().filter_map(Running::pid).collect()
     }
 
+    /// Its processes, by name and id.
+    pub(crate) fn processes(&self) -> Vec<(String, u32)> {
+        let named = |running: &Running| Some((running.process.name.clone(), running.pid()?));
+        self.running.iter().filter_map(named).collect()
+    }
+
     pub(crate) async fn stop(self) {
         stop_all(self.running).await;
     }

@@ -166,3 +166,53 @@ fn every_promise_to_users_is_proved_by_a_test_that_names_it() {
     let unknown: Vec<&String> = proved.difference(&promises).collect();
     assert!(unknown.is_empty(), "{unknown:?} are not in docs/semantics.md");
 }
+
+/// Whether the literal that follows this code is the reason of a refusal.
+fn begins_a_reason(before: &str) -> bool {
+    let before = before.trim_end();
+    let ends = ["code,", "invalid(", "refused(", "unauthenticated("];
+    let after_a_code = before
+        .strip_suffix(',')
+        .is_some_and(|before| before.trim_end_matches(char::is_alphanumeric).ends_with("Code::"));
+    after_a_code || ends.iter().any(|end| before.ends_with(end)) || {
+        let (pattern, arrow) = before.split_at(before.len().saturating_sub(2));
+        arrow == "=>" && pattern.lines().last().is_some_and(|line| line.contains("TicketError::"))
+    }
+}
+
+/// Goal: whoever watches a cluster knows every reason there is. Method: the literals that servers answer
+/// with are looked for in their code, and compared with the lists and the page, both ways.
+#[test]
+fn every_reason_of_a_refusal_is_listed() {
+    let mut answered = BTreeSet::new();
+    let mut found = Vec::new();
+    for dir in ["crates/service/src", "storage-node/src", "metadata-raft/src", "gateway/src"] {
+        sources(&root().join(dir), &mut found);
+    }
+    found.retain(|path| {
+        !path.components().any(|part| part.as_os_str() == "tests") && !path.ends_with("tests.rs")
+    });
+    for path in found {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for (at, _) in code.match_indices('"') {
+            let literal = code[at + 1..].split('"').next().unwrap();
+            let is_name = literal.starts_with(|first: char| first.is_ascii_uppercase())
+                && literal.chars().all(|it| it.is_ascii_uppercase() || it == '_');
+            if is_name && begins_a_reason(&code[..at]) {
+                answered.insert(literal.to_owned());
+            }
+        }
+    }
+    assert!(answered.contains("TOO_SLOW") && answered.len() > 100, "{answered:?}");
+    let listed = coffer_proto::REFUSALS.iter().chain(&coffer_proto::OTHER_REASONS);
+    let listed: BTreeSet<String> = listed.map(|reason| (*reason).to_owned()).collect();
+    let unlisted: Vec<&String> = answered.difference(&listed).collect();
+    assert!(unlisted.is_empty(), "proto/src/lib.rs does not list {unlisted:?}");
+    let unused: Vec<&String> = listed.difference(&answered).collect();
+    assert!(unused.is_empty(), "nothing answers {unused:?}");
+    let page = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    for reason in coffer_proto::REFUSALS {
+        assert!(page.contains(&format!("`{reason}`")), "docs/operations.md does not name {reason}");
+    }
+}

@@ -104,6 +104,12 @@ impl Bench {
     }
 }
 
+fn clock() -> Arc<LogClock> {
+    let clock = LogClock::new(1000);
+    clock.learn(START);
+    Arc::new(clock)
+}
+
 /// Reads one record a second, and passes follow each other at once.
 const ONE_A_SECOND: Pace = Pace { pass: Duration::ZERO, bytes_per_second: RECORD };
 
@@ -114,7 +120,7 @@ async fn scrub(store: &Store<Platter>, bytes: u64) -> i64 {
     let (read, position) = (meters.read.clone(), meters.position_percent.clone());
     let shutdown = Shutdown::new();
     let scrubber = Scrubber::new(store.clone(), ONE_A_SECOND, meters).unwrap();
-    let task = tokio::spawn(scrubber.run(shutdown.child()));
+    let task = tokio::spawn(scrubber.run(clock(), shutdown.child()));
     let begin = Instant::now();
     while read.get() < bytes {
         assert!(begin.elapsed() < DAY, "{} of {bytes} bytes were read", read.get());
@@ -170,5 +176,68 @@ async fn a_clock_that_goes_back_does_not_stop_scrubbing() {
     assert!(scrubber.pass.began_unix_ms <= now_unix_ms(), "it counts from now on");
     drop(scrubber);
     scrub(&opened.store, 3 * RECORD).await;
+    opened.close();
+}
+
+/// Goal: whatever byte of an extension rots, scrubbing finds it and the promise outlasts the loss of the
+/// index, which has nothing but records to be made of anew. Method: a chunk is promised for longer; each
+/// byte of the extension rots in turn, in a store of its own; once with and once without a pass of scrubbing
+/// before the index is lost.
+#[tokio::test(start_paused = true)]
+async fn a_rotten_extension_is_found_and_its_promise_written_anew() {
+    let later = START.plus_ms(3_600_000);
+    for (at, is_scrubbed) in
+        (0..RECORD_HEADER_BYTES as u64).map(|at| (at, true)).chain([(9, false)])
+    {
+        let bench = Bench::new(3);
+        let opened = bench.open();
+        opened.store.put(bench.chunks.clone(), START).await.unwrap();
+        let chunk = bench.chunks[1].id();
+        opened.store.extend(vec![chunk], later).await.unwrap();
+        opened.store.extend(vec![bench.chunks[2].id()], later).await.unwrap();
+        bench.platter.rot(0, SEGMENT_HEADER_BYTES + 3 * RECORD + at);
+        let gap = SEGMENT_HEADER_BYTES + 3 * RECORD;
+        assert_eq!(opened.store.chain(0).unwrap().gaps, [gap], "byte {at}");
+        if is_scrubbed {
+            let meters = Meters::new(&Metrics::new([], []).unwrap()).unwrap();
+            let damaged = meters.damaged_records.clone();
+            let mut scrubber = Scrubber::new(opened.store.clone(), ONE_A_SECOND, meters).unwrap();
+            scrubber.check_chains(&clock()).await.unwrap();
+            assert_eq!(damaged.get(), 1);
+            let end = opened.store.index().indexed(0).unwrap();
+            // The same gap is mended once.
+            scrubber.check_chains(&clock()).await.unwrap();
+            assert_eq!((damaged.get(), opened.store.index().indexed(0).unwrap()), (1, end));
+        }
+        opened.close();
+        std::fs::remove_dir_all(bench.index.path()).unwrap();
+        let opened = bench.open();
+        let row = opened.store.index().location(&ShardKey::replica(chunk)).unwrap().unwrap();
+        assert_eq!(row.keep_until, if is_scrubbed { later } else { START }, "byte {at}");
+        opened.close();
+    }
+}
+
+/// Goal: the check is a part of every pass. Method: a whole pass by itself, then a look at what was counted.
+#[tokio::test(start_paused = true)]
+async fn a_pass_ends_with_a_look_at_all_records() {
+    let bench = Bench::new(3);
+    let opened = bench.open();
+    opened.store.put(bench.chunks.clone(), START).await.unwrap();
+    let later = START.plus_ms(3_600_000);
+    opened.store.extend(vec![bench.chunks[0].id()], later).await.unwrap();
+    bench.platter.rot(0, SEGMENT_HEADER_BYTES + 3 * RECORD + 20);
+    let meters = Meters::new(&Metrics::new([], []).unwrap()).unwrap();
+    let damaged = meters.damaged_records.clone();
+    let shutdown = Shutdown::new();
+    let scrubber = Scrubber::new(opened.store.clone(), ONE_A_SECOND, meters).unwrap();
+    let task = tokio::spawn(scrubber.run(clock(), shutdown.child()));
+    let begin = Instant::now();
+    while damaged.get() == 0 {
+        assert!(begin.elapsed() < DAY, "it was not found");
+        sleep(Duration::from_millis(100)).await;
+    }
+    shutdown.request("the test wants it");
+    task.await.unwrap();
     opened.close();
 }

@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod engine;
 pub mod faults;
 pub mod history;
 
@@ -462,6 +463,21 @@ impl Drop for Cluster {
 /// The password of a test user.
 pub fn password(user: &str) -> String {
     format!("the password of {user}")
+}
+
+/// So many bytes that do not repeat, the same ones for the same seed: Xorshift64 (Marsaglia, 2003).
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    // Seeds that lie close together begin far from each other.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 /// The largest resident size a process has had, in bytes.

@@ -1,31 +1,20 @@
 //! Two clients and 64 writers in one directory: nothing is lost, and nobody sees half a rename.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coffer_chaos::{Cluster, password};
-use coffer_client::contact::StateDir;
-use coffer_client::{Authority, ClientError, Endpoint, Engine, PutOptions, Session, Silent};
+use coffer_chaos::{Cluster, coffer_binary};
+use coffer_client::{ClientError, PutOptions, Session, Silent};
 use coffer_model::name::RemotePath;
+use serde_json::Value;
 
 const WRITERS: usize = 64;
 const ROUNDS: usize = 5;
 
 fn path(text: &str) -> RemotePath {
     text.parse().unwrap()
-}
-
-async fn log_in(cluster: &Cluster, client: &str) -> Session {
-    let endpoint = Endpoint {
-        server: cluster.address.clone(),
-        server_name: None,
-        authority: Authority::PemFile(cluster.authority()),
-    };
-    let state = StateDir::at(cluster.work_dir().unwrap().join(client));
-    let engine = Engine::connect(&endpoint, state).await.unwrap();
-    let state = engine.login(&"alice".parse().unwrap(), &password("alice")).await.unwrap();
-    engine.session(state).unwrap()
 }
 
 async fn put(session: &Session, to: &str, content: String) -> Result<u64, ClientError> {
@@ -72,7 +61,8 @@ fn two_clients_with_64_writers_lose_nothing_and_see_no_half_rename() {
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let sessions = [log_in(&cluster, "first").await, log_in(&cluster, "second").await];
+        let log_in = async |client| cluster.log_in("alice", client).await.unwrap();
+        let sessions = [log_in("first").await, log_in("second").await];
         sessions[0].mkdir(&path("/alice/hot"), false).await.unwrap();
         for writer in 0..WRITERS {
             let token = format!("/alice/hot/token-{writer}-a");
@@ -126,4 +116,21 @@ fn two_clients_with_64_writers_lose_nothing_and_see_no_half_rename() {
             assert_eq!(content, format!("{writer}/{}", ROUNDS - 1).into_bytes());
         }
     });
+}
+
+/// Goal: a directory of very many entries is listed in pages, each entry on one of them, while others create
+/// and delete in it. Method: the measurement of this does it with a cluster of its own, and fails where an
+/// entry is on no page or on two; here with fewer entries.
+///
+/// Proves S9 of docs/semantics.md.
+#[test]
+fn what_is_there_throughout_is_on_exactly_one_page_of_a_long_listing() {
+    let measured = Command::new(coffer_binary().unwrap())
+        .args(["bench", "listing", "--entries", "20000", "--json"])
+        .output()
+        .unwrap();
+    assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
+    let measured: Value = serde_json::from_slice(&measured.stdout).unwrap();
+    assert!(measured["pages"].as_u64() >= Some(20), "{measured}");
+    assert!(measured["changes_meanwhile"].as_u64() > Some(0), "{measured}");
 }

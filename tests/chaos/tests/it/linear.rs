@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coffer_chaos::Cluster;
 use coffer_chaos::history::{Action, Operation, check};
-use coffer_chaos::{Cluster, password};
-use coffer_client::contact::StateDir;
-use coffer_client::{Authority, ClientError, Endpoint, Engine, PutOptions, Session, Silent};
+use coffer_client::{ClientError, PutOptions, Session, Silent};
 use coffer_model::name::RemotePath;
 use rustix::process::Signal;
 
@@ -44,18 +43,6 @@ fn seed() -> u64 {
 
 fn path(register: usize) -> RemotePath {
     format!("/alice/register-{register}").parse().unwrap()
-}
-
-async fn log_in(cluster: &Cluster, client: usize) -> Session {
-    let endpoint = Endpoint {
-        server: cluster.address.clone(),
-        server_name: None,
-        authority: Authority::PemFile(cluster.authority()),
-    };
-    let state = StateDir::at(cluster.work_dir().unwrap().join(format!("client-{client}")));
-    let engine = Engine::connect(&endpoint, state).await.unwrap();
-    let state = engine.login(&"alice".parse().unwrap(), &password("alice")).await.unwrap();
-    engine.session(state).unwrap()
 }
 
 async fn write(session: &Session, register: usize, value: u64) -> Result<u64, ClientError> {
@@ -152,7 +139,8 @@ fn what_clients_see_under_faults_is_linearizable() {
     let sessions: Vec<Session> = runtime.block_on(async {
         let mut sessions = Vec::new();
         for number in 0..CLIENTS {
-            sessions.push(log_in(&cluster, number).await);
+            let client = format!("client-{number}");
+            sessions.push(cluster.log_in("alice", &client).await.unwrap());
         }
         for register in 0..REGISTERS {
             let now = || Some(u64::try_from(clock.elapsed().as_nanos()).unwrap());
@@ -183,7 +171,7 @@ fn what_clients_see_under_faults_is_linearizable() {
 
     // What is there at the end, read by somebody who has seen nothing yet.
     let last: BTreeMap<usize, BTreeMap<u64, u64>> = runtime.block_on(async {
-        let session = log_in(&cluster, CLIENTS).await;
+        let session = cluster.log_in("alice", "last").await.unwrap();
         let mut last = BTreeMap::new();
         for register in 0..REGISTERS {
             let mut versions = BTreeMap::new();

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coffer_chaos::{Cluster, password, wait_for};
-use coffer_client::contact::StateDir;
-use coffer_client::{Authority, Endpoint, Engine, PutOptions, Session, Silent};
+use coffer_chaos::{Cluster, noise, wait_for};
+use coffer_client::{PutOptions, Session, Silent};
 use coffer_model::name::RemotePath;
 use coffer_proto::v1::{GetStatusResponse, NodeStatus};
 
@@ -30,33 +29,13 @@ struct Worked {
     content: BTreeMap<u64, Vec<u8>>,
 }
 
-async fn log_in(cluster: &Cluster, user: &str, client: &str) -> Session {
-    let endpoint = Endpoint {
-        server: cluster.address.clone(),
-        server_name: None,
-        authority: Authority::PemFile(cluster.authority()),
-    };
-    let state = StateDir::at(cluster.work_dir().unwrap().join(client));
-    let engine = Engine::connect(&endpoint, state).await.unwrap();
-    let state = engine.login(&user.parse().unwrap(), &password(user)).await.unwrap();
-    engine.session(state).unwrap()
-}
-
 fn path(file: u64) -> RemotePath {
     format!("/alice/file-{file}").parse().unwrap()
 }
 
 /// Other bytes for each round; more than fits without a chunk.
-fn bytes(round: u64) -> Vec<u8> {
-    let mut state = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(40_000);
-    while bytes.len() < 40_000 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes
+fn content_of(round: u64) -> Vec<u8> {
+    noise(round, 40_000)
 }
 
 impl Worker {
@@ -69,7 +48,7 @@ impl Worker {
             while !stopped.load(Ordering::Relaxed) {
                 round += 1;
                 let file = round % FILES;
-                let content = bytes(round);
+                let content = content_of(round);
                 let (source, options) = (Cursor::new(content.clone()), PutOptions::standard());
                 let name = Path::new("content");
                 match session.put(Box::new(source), name, &path(file), &options, &Silent).await {
@@ -121,8 +100,8 @@ fn storage_nodes_come_and_go_under_load() {
     let cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let session = runtime.block_on(log_in(&cluster, "alice", "worker"));
-    let watcher = runtime.block_on(log_in(&cluster, "alice", "watcher"));
+    let session = runtime.block_on(cluster.log_in("alice", "worker")).unwrap();
+    let watcher = runtime.block_on(cluster.log_in("alice", "watcher")).unwrap();
     let status = || runtime.block_on(watcher.status()).unwrap();
     let worker = runtime.block_on(async { Worker::start(session) });
 
@@ -155,7 +134,7 @@ fn storage_nodes_come_and_go_under_load() {
     })
     .unwrap();
     // None of the first two has anything to do with it any more.
-    let session = runtime.block_on(log_in(&cluster, "alice", "reader"));
+    let session = runtime.block_on(cluster.log_in("alice", "reader")).unwrap();
     for (file, expected) in &worked.content {
         let found = runtime.block_on(session.read_range(&path(*file), None, 0, u64::MAX)).unwrap();
         assert_eq!(&found, expected, "file {file}");
@@ -175,12 +154,12 @@ fn a_zone_is_lost_and_nobody_notices() {
     }
     operate(&cluster, &["layout", "apply", "--wait"]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let session = runtime.block_on(log_in(&cluster, "alice", "worker"));
-    let watcher = runtime.block_on(log_in(&cluster, "alice", "watcher"));
+    let session = runtime.block_on(cluster.log_in("alice", "worker")).unwrap();
+    let watcher = runtime.block_on(cluster.log_in("alice", "watcher")).unwrap();
     let status = || runtime.block_on(watcher.status()).unwrap();
     let worker = runtime.block_on(async { Worker::start(session) });
     let file = cluster.work_dir().unwrap().join("file");
-    std::fs::write(&file, bytes(99)).unwrap();
+    std::fs::write(&file, content_of(99)).unwrap();
     cluster.coffer("alice", &["put", file.to_str().unwrap(), "/alice/before"]).unwrap();
 
     cluster.kill("storage-5").unwrap();
@@ -192,7 +171,7 @@ fn a_zone_is_lost_and_nobody_notices() {
     })
     .unwrap();
     for path in ["/alice/before", "/alice/after"] {
-        assert_eq!(get(&cluster, path), bytes(99), "{path}");
+        assert_eq!(get(&cluster, path), content_of(99), "{path}");
     }
     let worked = runtime.block_on(worker.stop());
     assert_eq!(worked.failures, Vec::<String>::new());
@@ -212,7 +191,7 @@ fn a_member_whose_volume_is_lost_is_replaced() {
     let cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     let file = cluster.work_dir().unwrap().join("file");
-    std::fs::write(&file, bytes(1)).unwrap();
+    std::fs::write(&file, content_of(1)).unwrap();
     cluster.coffer("alice", &["put", file.to_str().unwrap(), "/alice/one"]).unwrap();
     let lost = cluster.leader("alice").unwrap();
     cluster.kill(&lost).unwrap();
@@ -234,7 +213,7 @@ fn a_member_whose_volume_is_lost_is_replaced() {
     cluster.kill(others[0]).unwrap();
     cluster.coffer("alice", &["put", file.to_str().unwrap(), "/alice/three"]).unwrap();
     for path in ["/alice/one", "/alice/two", "/alice/three"] {
-        assert_eq!(get(&cluster, path), bytes(1), "{path}");
+        assert_eq!(get(&cluster, path), content_of(1), "{path}");
     }
     // Two of three are lost: nothing is invented.
     cluster.kill(others[1]).unwrap();

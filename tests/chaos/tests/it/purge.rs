@@ -2,25 +2,10 @@
 
 use std::path::Path;
 
-use coffer_chaos::{Cluster, wait_for};
-use coffer_client::contact::StateDir;
-use coffer_client::{Authority, Endpoint, Engine};
+use coffer_chaos::{Cluster, noise, wait_for};
 use coffer_proto::v1::GetStatusResponse;
 
 const MIB: u64 = 1 << 20;
-
-/// Bytes that do not repeat.
-fn bytes(seed: u64, mib: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::new();
-    while (bytes.len() as u64) < mib * MIB {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes
-}
 
 /// Bytes of the segments on a node's disk.
 fn segment_bytes(cluster: &Cluster, node: &str) -> u64 {
@@ -62,24 +47,21 @@ fn deleted_files_and_abandoned_puts_give_their_room_back() {
         std::fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let kept = bytes(1, 3);
+    let kept = noise(1, 3 * MIB as usize);
     cluster.coffer("alice", &["put", &file("kept", &kept), "/alice/kept"]).unwrap();
-    cluster.coffer("alice", &["put", &file("deleted", &bytes(2, 16)), "/alice/deleted"]).unwrap();
+    cluster
+        .coffer("alice", &["put", &file("deleted", &noise(2, 16 * MIB as usize)), "/alice/deleted"])
+        .unwrap();
     cluster.coffer("alice", &["mkdir", "/alice/dir"]).unwrap();
-    cluster.coffer("alice", &["put", &file("below", &bytes(3, 8)), "/alice/dir/below"]).unwrap();
+    cluster
+        .coffer("alice", &["put", &file("below", &noise(3, 8 * MIB as usize)), "/alice/dir/below"])
+        .unwrap();
     // A put that is killed on its way leaves chunks that no commit names.
-    let large = file("abandoned", &bytes(4, 256));
+    let large = file("abandoned", &noise(4, 256 * MIB as usize));
     let mut put = cluster.spawn("alice", &["put", &large, "/alice/abandoned"]).unwrap();
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let engine = runtime.block_on(async {
-        let endpoint = Endpoint {
-            server: cluster.address.clone(),
-            server_name: None,
-            authority: Authority::PemFile(cluster.authority()),
-        };
-        Engine::connect(&endpoint, StateDir::at(work.join("watcher"))).await.unwrap()
-    });
+    let engine = runtime.block_on(cluster.engine("watcher")).unwrap();
     let status = || -> GetStatusResponse { runtime.block_on(engine.status()).unwrap() };
     let used = |status: &GetStatusResponse| status.nodes.iter().map(|node| node.used_bytes).max();
     wait_for("the abandoned put to be on its way", || {
