@@ -16,8 +16,6 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub mod history;
-
 /// Everything a test waits for comes within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How often a condition is looked at.
