@@ -167,9 +167,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write(Sync::Now, move |store, batch| store.put_meta(batch, Meta::Vote, &vote)).await
     }
 
+    /// The vote as it counts after a start: whom this member voted for, and that nobody leads by it.
+    ///
+    /// openraft has a member that led when it ended lead on at once, in the same term, and takes what
+    /// that member knows to be committed for the point up to which reads have to be answered. But how
+    /// far it had committed need not have been durable: it would answer reads from before changes that
+    /// it had acknowledged. Who is elected again commits an entry of its new term before it answers.
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         let store = Arc::clone(&self.store);
-        blocking(move || store.meta(Meta::Vote, decode_vote).map_err(read_error)).await
+        let vote =
+            blocking(move || store.meta(Meta::Vote, decode_vote).map_err(read_error)).await?;
+        Ok(vote.map(|vote| Vote { committed: false, ..vote }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
