@@ -15,8 +15,11 @@ use rocksdb::WriteBatch;
 use crate::codec::{
     decode_entry, decode_log_id, decode_vote, encode_entry, encode_log_id, encode_vote,
 };
+#[cfg(test)]
+use crate::member::simulation::{Flaw, flawed};
 use crate::raft::{Entry, LogId, StorageError, TypeConfig, Vote};
 use crate::store::{LogExtent, Meta, Store, StoreError, Sync};
+use crate::threads;
 use crate::truncation::{LogPolicy, LogSizes};
 
 /// Entries one append carries to a peer: what one message takes, with room for what stands around
@@ -96,7 +99,7 @@ impl LogStore {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    match tokio::task::spawn_blocking(work).await {
+    match threads::blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(StorageIOError::write(AnyError::new(&error)).into()),
     }
@@ -206,9 +209,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let sizes = Arc::clone(&self.sizes);
+        let sync = Sync::Now;
+        #[cfg(test)]
+        let sync = if flawed(Flaw::AcknowledgesTooEarly) { Sync::Later } else { sync };
         // The commit point of an append is the synced write: only then the callback says so.
         let written = self
-            .write(Sync::Now, move |store, batch| {
+            .write(sync, move |store, batch| {
                 let mut sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
                 for entry in &entries {
                     let bytes = encode_entry(entry);

@@ -35,6 +35,7 @@ use crate::store::{Meta, View, WriteFault, all_rows};
 
 mod kit;
 mod listings;
+pub(crate) mod simulation;
 
 fn reason(status: &Status) -> String {
     reason_of(status).map(|reason| reason.code).unwrap_or_default()
