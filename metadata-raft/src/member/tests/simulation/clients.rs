@@ -44,8 +44,9 @@ pub(super) const NAMES: usize = 3;
 const ROUNDS: usize = 22;
 /// The longest a client thinks.
 const THINK_MS_MAX: u64 = 700;
-/// How long a client tries to get an answer.
-const PATIENCE: Duration = Duration::from_secs(12);
+/// How long a client tries to get an answer. The impatient never know what became of a change.
+const PATIENCE_MS_MIN: u64 = 500;
+const PATIENCE_MS_MAX: u64 = 10_000;
 /// How long one attempt may take.
 const ATTEMPT_MS_MIN: u64 = 300;
 const ATTEMPT_MS_MAX: u64 = 2500;
@@ -256,7 +257,7 @@ impl Client {
             // Now and then on old knowledge, which makes conflicts.
             if self.numbers.below(4) > 0 || !self.believes.contains_key(&one) {
                 let member = self.any_member();
-                if !self.look(&[one, other], Some(member)).await {
+                if !self.look(&[one, other], member).await {
                     continue;
                 }
                 pause(self.numbers.below(40)).await;
@@ -271,7 +272,7 @@ impl Client {
     /// Looks at all names at one member.
     pub(super) async fn look_at_all(&mut self, member: usize) -> bool {
         let names: Vec<usize> = (0..NAMES).collect();
-        self.look(&names, Some(member)).await
+        self.look(&names, member).await
     }
 
     /// Changes something at the end, so that it is known to go on.
@@ -312,21 +313,26 @@ impl Client {
         Duration::from_millis(ATTEMPT_MS_MIN + more)
     }
 
+    /// Until when to try, in nanoseconds since the run began.
+    fn deadline(&mut self) -> u64 {
+        let more = self.numbers.below(PATIENCE_MS_MAX - PATIENCE_MS_MIN);
+        self.now() + (PATIENCE_MS_MIN + more) * 1_000_000
+    }
+
     /// Whether to try again after a failure.
-    async fn is_to_repeat(&mut self, status: &Status, began: u64) -> bool {
+    async fn is_to_repeat(&mut self, status: &Status, deadline: u64) -> bool {
         if !is_retryable(status) && status.code() != Code::Unknown {
             let text = format!("client {}: an answer that cannot be: {status:?}", self.number);
             self.records.push(Record::Wrong(text));
             return false;
         }
         pause(20 + self.numbers.below(300)).await;
-        self.now() - began < u64::try_from(PATIENCE.as_nanos()).unwrap()
+        self.now() < deadline
     }
 
     /// Looks at names; false if nobody answered.
-    async fn look(&mut self, names: &[usize], first: Option<usize>) -> bool {
-        let (began, least) = (self.now(), self.seen);
-        let mut member = first.unwrap_or(0);
+    async fn look(&mut self, names: &[usize], mut member: usize) -> bool {
+        let (began, least, deadline) = (self.now(), self.seen, self.deadline());
         let answer = loop {
             let mut request = with_header(self.question(names), &self.proof());
             let time = self.attempt_time();
@@ -335,7 +341,7 @@ impl Client {
             let answer = timeout(time + Duration::from_secs(1), client.read(request)).await;
             match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it is late"))) {
                 Ok(answer) => break answer.into_inner(),
-                Err(status) if self.is_to_repeat(&status, began).await => {}
+                Err(status) if self.is_to_repeat(&status, deadline).await => {}
                 Err(_) => return false,
             }
             member = self.any_member();
@@ -509,7 +515,7 @@ impl Client {
         again: bool,
     ) -> Option<Answer> {
         let began = self.now();
-        let answer = self.answer_to(&submission, began).await;
+        let answer = self.answer_to(&submission).await;
         let ended = answer.is_some().then(|| self.now());
         if let Some((_, revision)) = &answer {
             self.seen = self.seen.max(*revision);
@@ -519,8 +525,7 @@ impl Client {
         self.records.push(record);
         if again && let Some(first) = &answer {
             pause(self.numbers.below(500)).await;
-            let began = self.now();
-            let second = self.answer_to(&submission, began).await;
+            let second = self.answer_to(&submission).await;
             if second.as_ref().is_some_and(|second| second != first) {
                 let text = format!("client {client}: {first:?}, and repeated: {second:?}");
                 self.records.push(Record::Wrong(text));
@@ -529,7 +534,8 @@ impl Client {
         answer
     }
 
-    async fn answer_to(&mut self, submission: &[u8], began: u64) -> Option<Answer> {
+    async fn answer_to(&mut self, submission: &[u8]) -> Option<Answer> {
+        let deadline = self.deadline();
         loop {
             let message = pb::SubmitRequest { submission: submission.to_vec().into() };
             let mut request = with_header(message, &self.proof());
@@ -544,7 +550,7 @@ impl Client {
                     let outcomes = decode("outcomes", &answer.outcomes).unwrap();
                     return Some((outcomes, answer.revision));
                 }
-                Err(status) if self.is_to_repeat(&status, began).await => {}
+                Err(status) if self.is_to_repeat(&status, deadline).await => {}
                 Err(_) => return None,
             }
         }

@@ -75,8 +75,8 @@ pub(super) struct Net {
 }
 
 struct State {
-    numbers: Numbers,
-    /// One way of each two hosts draws from numbers of its own.
+    /// Each way between two hosts draws from numbers of its own, made of this and the hosts.
+    seed: u64,
     ways: BTreeMap<(Host, Host), Numbers>,
     served: BTreeMap<Host, Served>,
     blocked: BTreeSet<(Host, Host)>,
@@ -93,9 +93,11 @@ pub(super) struct Met {
     pub(super) reset: u64,
     pub(super) doubled: u64,
     pub(super) slow: u64,
+    pub(super) snapshots: u64,
 }
 
 /// What happens to one message.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Arrives,
     Lost,
@@ -103,12 +105,12 @@ enum Fate {
 }
 
 impl Net {
-    pub(super) fn new(numbers: Numbers, members: &[(MemberId, PeerId)]) -> Arc<Self> {
+    pub(super) fn new(mut numbers: Numbers, members: &[(MemberId, PeerId)]) -> Arc<Self> {
         let members = members.iter().enumerate();
         let gateway = PeerId::new("gateway", [9; 16]).unwrap();
         let clients = (0..super::clients::CLIENTS + 2).map(|n| (Host::Client(n), gateway.clone()));
         let state = State {
-            numbers,
+            seed: numbers.next_number(),
             ways: BTreeMap::new(),
             served: BTreeMap::new(),
             blocked: BTreeSet::new(),
@@ -190,59 +192,45 @@ impl Net {
 
     /// Draws from the numbers of one way.
     fn draw<T>(&self, from: Host, to: Host, draw: impl FnOnce(&mut Numbers, &Weather) -> T) -> T {
-        let State { numbers, ways, weather, .. } = &mut *self.state();
-        // The numbers of a way are those of its hosts, whoever speaks first.
+        let State { seed, ways, weather, .. } = &mut *self.state();
         let place = |host| match host {
             Host::Member(n) => n as u64,
             Host::Client(n) => 100 + n as u64,
         };
-        let mut seed = numbers.clone();
-        let way = ways.entry((from, to)).or_insert_with(|| {
-            Numbers::of(seed.next_number() ^ (1 + place(from) * 1000 + place(to))).split()
-        });
+        let number = 1 + place(from) * 1000 + place(to);
+        let way = ways.entry((from, to)).or_insert_with(|| Numbers::of(*seed ^ number).split());
         draw(way, weather)
     }
 
     /// Takes a message as far as it goes.
     async fn carry(&self, from: Host, to: Host) -> Fate {
-        let (ms, dice, is_held, is_slow) = self.draw(from, to, |numbers, weather| {
-            let dice = numbers.below(1000);
+        let (fate, later_ms, is_slow, is_held) = self.draw(from, to, |numbers, weather| {
+            let fate = match numbers.below(1000) {
+                dice if dice < weather.lost => Fate::Lost,
+                dice if dice < weather.lost + weather.reset => Fate::Resets,
+                _ => Fate::Arrives,
+            };
             let is_slow = numbers.below(1000) < weather.slow;
             let (near, far) = (numbers.below(4), numbers.below(weather.slow_ms.max(1)));
-            let ms = if is_slow { near + far } else { near };
-            let fate = match dice {
-                dice if dice < weather.lost => 1,
-                dice if dice < weather.lost + weather.reset => 2,
-                _ => 0,
-            };
-            (ms, fate, numbers.below(2) == 0, is_slow)
+            let later_ms = if is_slow { near + far } else { near };
+            (fate, later_ms, is_slow, numbers.below(2) == 0)
         });
-        {
-            let mut state = self.state();
-            state.met.messages += 1;
-            state.met.slow += u64::from(is_slow);
-        }
-        pause(ms).await;
-        if self.is_blocked(from, to) {
-            if !is_held {
-                self.state().met.lost += 1;
-                return Fate::Lost;
-            }
+        pause(later_ms).await;
+        // What is blocked is lost, or arrives when the way is free again.
+        let fate = if self.is_blocked(from, to) && !is_held {
+            Fate::Lost
+        } else {
             while self.is_blocked(from, to) {
                 sleep(HELD_LOOK).await;
             }
-        }
-        match dice {
-            0 => Fate::Arrives,
-            1 => {
-                self.state().met.lost += 1;
-                Fate::Lost
-            }
-            _ => {
-                self.state().met.reset += 1;
-                Fate::Resets
-            }
-        }
+            fate
+        };
+        let met = &mut self.state().met;
+        met.messages += 1;
+        met.slow += u64::from(is_slow);
+        met.lost += u64::from(fate == Fate::Lost);
+        met.reset += u64::from(fate == Fate::Resets);
+        fate
     }
 
     fn doubles(&self, from: Host, to: Host) -> Option<u64> {
@@ -354,6 +342,7 @@ impl Arrivals {
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(net.peers[from].clone());
         let body = if parts.uri.path().ends_with(STREAM) {
+            net.state().met.snapshots += 1;
             body
         } else {
             let Ok(bytes) = whole(body).await else { return };
