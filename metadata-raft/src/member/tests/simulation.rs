@@ -9,11 +9,16 @@
 //! Time is tokio's, paused: it goes on when every task waits. So work for the disk runs in its place
 //! ([`on_disk`]) instead of on a thread of its own, which the simulated time would have to wait for.
 //!
-//! What a seed repeats: what clients want and when, when which fault comes and whom it meets, how each
-//! message between two hosts fares, how long the disk takes, and how elections are timed. Everything is
-//! drawn from numbers of its own, so that one more message somewhere does not change what happens
-//! elsewhere. Not repeated are the random ids and keys of a group and what tokio's `select!` draws; where
-//! a run meets them in a tie, two runs of a seed may go apart from there. [`tests`] says how far it goes.
+//! What a seed decides: what clients want and when, which fault comes when and whom it meets, how each
+//! message between two hosts fares, how long the disk takes, and how elections are timed. Each part draws
+//! from numbers of its own, so that one more message between two hosts changes nothing between others.
+//! What it does not decide: the ids and keys of a group, which are random (places go by the order of the
+//! ids, so they change no order), what tokio's `select!` draws, and the threads that are left (RocksDB's
+//! own, the closing of a dead member's store, the reloading of certificates). `a_seed_repeats_its_run`
+//! shows that runs come out the same, to the last row, all the same; if one ever does not, the schedule of
+//! faults still is that of its seed.
+//!
+//! Not part of it yet: disks that fail, clocks that differ between members, changes of the group.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
