@@ -24,6 +24,10 @@ const STRAGGLERS_TIMEOUT: Duration = Duration::from_millis(40);
 
 /// The clock of this machine, in milliseconds since the Unix epoch.
 pub(crate) fn unix_ms() -> u64 {
+    #[cfg(test)]
+    if let Some(now) = crate::member::simulation::unix_ms() {
+        return now;
+    }
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

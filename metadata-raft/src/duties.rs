@@ -19,6 +19,7 @@ use crate::access::Door;
 use crate::batch::Proposer;
 use crate::clock::unix_ms;
 use crate::reads::Reads;
+use crate::threads::blocking;
 
 /// How often a leader looks whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -59,7 +60,7 @@ impl Duties {
 
     async fn look(&self) {
         let view = self.reads.local();
-        let found = tokio::task::spawn_blocking(move || {
+        let found = blocking(move || {
             Ok::<_, coffer_metadata_core::TableError>((
                 query::core_version(&view)?,
                 query::purgeable(&view, PURGED_AT_ONCE)?,
@@ -114,8 +115,7 @@ impl Duties {
                 steps += 1;
             }
             let view = self.reads.local();
-            let found =
-                tokio::task::spawn_blocking(move || query::purgeable(&view, PURGED_AT_ONCE));
+            let found = blocking(move || query::purgeable(&view, PURGED_AT_ONCE));
             let Ok(Ok(left)) = found.await else { return };
             due = left;
         }

@@ -33,6 +33,7 @@ mod reads;
 mod serve;
 mod snapshot;
 mod store;
+mod threads;
 mod truncation;
 
 pub use config::{Config, Timing, read_config};

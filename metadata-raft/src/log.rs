@@ -15,8 +15,11 @@ use rocksdb::WriteBatch;
 use crate::codec::{
     decode_entry, decode_log_id, decode_vote, encode_entry, encode_log_id, encode_vote,
 };
+#[cfg(test)]
+use crate::member::simulation::{Flaw, flawed};
 use crate::raft::{Entry, LogId, StorageError, TypeConfig, Vote};
 use crate::store::{LogExtent, Meta, Store, StoreError, Sync};
+use crate::threads;
 use crate::truncation::{LogPolicy, LogSizes};
 
 /// Entries one append carries to a peer: what one message takes, with room for what stands around
@@ -96,7 +99,7 @@ impl LogStore {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    match tokio::task::spawn_blocking(work).await {
+    match threads::blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(StorageIOError::write(AnyError::new(&error)).into()),
     }
@@ -167,9 +170,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write(Sync::Now, move |store, batch| store.put_meta(batch, Meta::Vote, &vote)).await
     }
 
+    /// The vote as it counts after a start: whom this member voted for, and that nobody leads by it.
+    ///
+    /// openraft has a member that led when it ended lead on at once, in the same term, and takes what
+    /// that member knows to be committed for the point up to which reads have to be answered. But how
+    /// far it had committed need not have been durable: it would answer reads from before changes that
+    /// it had acknowledged. Who is elected again commits an entry of its new term before it answers.
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         let store = Arc::clone(&self.store);
-        blocking(move || store.meta(Meta::Vote, decode_vote).map_err(read_error)).await
+        let vote =
+            blocking(move || store.meta(Meta::Vote, decode_vote).map_err(read_error)).await?;
+        Ok(vote.map(|vote| Vote { committed: false, ..vote }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
@@ -198,9 +209,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let sizes = Arc::clone(&self.sizes);
+        let sync = Sync::Now;
+        #[cfg(test)]
+        let sync = if flawed(Flaw::AcknowledgesTooEarly) { Sync::Later } else { sync };
         // The commit point of an append is the synced write: only then the callback says so.
         let written = self
-            .write(Sync::Now, move |store, batch| {
+            .write(sync, move |store, batch| {
                 let mut sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
                 for entry in &entries {
                     let bytes = encode_entry(entry);

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use coffer_metadata_core::{Command, CoreError, Overlay, Prepared, Reply, apply};
+#[cfg(test)]
+use coffer_metadata_core::{Table, Tables};
 use coffer_model::bundle::submission_hash;
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
@@ -21,6 +23,8 @@ use rocksdb::WriteBatch;
 
 use crate::codec::{decode_log_id, decode_membership, encode_log_id, encode_membership};
 use crate::log::{blocking, read_error, write_error};
+#[cfg(test)]
+use crate::member::simulation::{Flaw, flawed};
 use crate::raft::{
     Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
 };
@@ -177,6 +181,8 @@ fn apply_entries(
     let mut tables = Overlay::new(store);
     let mut replies: VecDeque<Reply> = VecDeque::with_capacity(prepared.len());
     for command in &prepared {
+        #[cfg(test)]
+        forget_repeats(&mut tables);
         let reply = apply(&mut tables, command).map_err(|error| {
             // The store is well where it is the program that is too old.
             if !matches!(error, CoreError::LaterVersion { .. }) {
@@ -192,6 +198,17 @@ fn apply_entries(
     store.write(batch, Sync::Later).map_err(write_error)?;
     store.note_applied(last.index);
     Ok(counts.into_iter().map(|count| Replies(replies.drain(..count).collect())).collect())
+}
+
+/// The flaw of a state machine that forgets what it has answered.
+#[cfg(test)]
+fn forget_repeats(tables: &mut Overlay<&Store>) {
+    if flawed(Flaw::ForgetsRepeats) {
+        let rows = tables.scan(Table::Repeats, &[], &[u8::MAX; 33], usize::MAX);
+        for (key, _) in rows.expect("the store can be read") {
+            tables.delete(Table::Repeats, &key);
+        }
+    }
 }
 
 /// Does the dear part of applying, in parallel.

@@ -22,12 +22,13 @@ use coffer_service::peer::{PeerId, peer_uri_id};
 use coffer_service::server::{GrpcServer, ServerLimits};
 use coffer_service::shutdown::Shutdown;
 use coffer_service::tls::{ClientAuth, LiveTls, RELOAD_EVERY, TlsError, read_certificates};
-use coffer_service::watch::{Watch, WatchError};
+use coffer_service::watch::{Watch, WatchError, Watched};
 use openraft::SnapshotPolicy;
 use openraft::error::{InitializeError, RaftError};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tower::Layer;
 
 use crate::access::Door;
@@ -51,6 +52,7 @@ use crate::raft::{Leadership, Raft};
 use crate::reads::Reads;
 use crate::serve::{Internal, Snapshots, routes};
 use crate::store::{Store, StoreError};
+use crate::threads::blocking;
 use crate::truncation::{LogPolicy, Truncation};
 
 /// How long requests that are under way at the end may take.
@@ -182,6 +184,9 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, MemberError> {
     TcpListener::bind(address).await.map_err(|source| MemberError::Listen { address, source })
 }
 
+/// The task that serves.
+type Server = JoinHandle<Result<(), tonic::transport::Error>>;
+
 /// A member that runs.
 pub(crate) struct Running {
     raft: Raft,
@@ -196,7 +201,7 @@ pub(crate) struct Running {
     stop_serving: CancellationToken,
     #[cfg(test)]
     duties: Duties,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: Server,
     // Holds the volume's lock.
     _group: Arc<Group>,
 }
@@ -207,12 +212,25 @@ impl Running {
         policy: LogPolicy,
         listener: TcpListener,
     ) -> Result<Self, MemberError> {
+        Self::start_with(config, policy, |tls, services, stop| {
+            let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
+            tokio::spawn(GrpcServer::new(tls, limits).serve(listener, services, stop))
+        })
+        .await
+    }
+
+    /// Starts everything; `serve` is what brings calls to the services, until it is told to stop.
+    async fn start_with(
+        config: Config,
+        policy: LogPolicy,
+        serve: impl FnOnce(Arc<LiveTls>, Watched<Routes>, CancellationToken) -> Server,
+    ) -> Result<Self, MemberError> {
         let health_listener = match config.health_listen {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
         let setup = config.clone();
-        let opened = tokio::task::spawn_blocking(move || Opened::open(&setup)).await;
+        let opened = blocking(move || Opened::open(&setup)).await;
         let Opened { group, store, log, opaque, tls } =
             opened.map_err(|error| MemberError::Task(error.to_string()))??;
         let peers = Peers::new(&group, &tls)?;
@@ -277,11 +295,8 @@ impl Running {
         let admin = Admin { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
         let services = routes(directory, login, cluster, internal, snapshots, admin, &health);
 
-        let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
         let stop_serving = CancellationToken::new();
-        let server = GrpcServer::new(Arc::clone(&tls), limits);
-        let server =
-            tokio::spawn(server.serve(listener, watch.layer(services), stop_serving.clone()));
+        let server = serve(Arc::clone(&tls), watch.layer(services), stop_serving.clone());
         if let Some(listener) = health_listener {
             let (health, stop) = (health.clone(), tasks.token());
             tasks.spawn("plain health", async move {
@@ -597,7 +612,7 @@ impl Leading {
 
     async fn is_formed(&self) -> bool {
         let view = self.reads.local();
-        let found = tokio::task::spawn_blocking(move || query::genesis(&view)).await;
+        let found = blocking(move || query::genesis(&view)).await;
         matches!(found, Ok(Ok(Some(_))))
     }
 
@@ -618,4 +633,4 @@ impl Leading {
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-pub(crate) use tests::copy_dir;
+pub(crate) use tests::{copy_dir, simulation};

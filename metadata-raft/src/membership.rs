@@ -20,6 +20,7 @@ use crate::access::Door;
 use crate::group::latest_descriptor;
 use crate::raft::Membership;
 use crate::reads::Reads;
+use crate::threads::blocking;
 
 /// How often the descriptor is looked at. Nothing waits for it but what an administrator does by hand.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -61,7 +62,7 @@ impl Following {
             let mut latest =
                 if looked_at == metrics.last_applied { None } else { self.latest().await };
             looked_at = metrics.last_applied;
-            // One that led when it was lost takes itself for the leader again, but nobody answers it.
+            // A leader that nobody answers any more goes on taking itself for one.
             let is_heard = match metrics.current_leader {
                 Some(leader) if leader == self.door.group.me.as_u64() => {
                     metrics.millis_since_quorum_ack.is_some() && self.door.leadership.is_mine()
@@ -126,7 +127,7 @@ impl Following {
 
     async fn latest(&self) -> Option<Descriptor> {
         let view = self.reads.local();
-        let latest = tokio::task::spawn_blocking(move || latest_descriptor(&view)).await;
+        let latest = blocking(move || latest_descriptor(&view)).await;
         match latest {
             Ok(Ok(latest)) => latest,
             Ok(Err(error)) => {

@@ -22,6 +22,7 @@ use openraft::raft::{
 };
 use openraft::{AnyError, EmptyNode, StorageError, StorageIOError};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status};
 
@@ -32,6 +33,7 @@ use crate::group::Group;
 use crate::peers::Peers;
 use crate::raft::{Snapshot, TypeConfig, Vote};
 use crate::snapshot::{Header, SnapshotData, stream};
+use crate::store::{StoreError, View};
 
 /// How long replication to a member that cannot be reached pauses.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(200);
@@ -127,6 +129,28 @@ async fn attended(
     }
 }
 
+/// Reads the messages of a snapshot, not much faster than they are taken, and counts them.
+fn read_ahead(
+    header: Header,
+    view: Arc<View>,
+    pieces: mpsc::Sender<pb::StreamSnapshotRequest>,
+    progress: Arc<AtomicU64>,
+) -> JoinHandle<Result<(), StoreError>> {
+    let counted = move |message: Vec<u8>| {
+        progress.fetch_add(1, Ordering::Relaxed);
+        pb::StreamSnapshotRequest { message: message.into() }
+    };
+    // A thread that waits for the receiver would hold up simulated time.
+    #[cfg(test)]
+    if crate::member::simulation::is_on() {
+        let reading = crate::member::simulation::read_ahead(header, view, pieces, counted);
+        return tokio::spawn(reading);
+    }
+    tokio::task::spawn_blocking(move || {
+        stream(&header, &view, |message| pieces.blocking_send(counted(message)).is_ok())
+    })
+}
+
 fn with_deadline<T>(message: T, option: &RPCOption) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(option.hard_ttl());
@@ -180,13 +204,7 @@ impl RaftNetwork<TypeConfig> for Connection {
         let sent = Arc::new(AtomicU64::new(0));
         let progress = Arc::clone(&sent);
         // It ends with the call: then nobody takes pieces any more.
-        let reading = tokio::task::spawn_blocking(move || {
-            stream(&header, &view, |message| {
-                progress.fetch_add(1, Ordering::Relaxed);
-                let message = pb::StreamSnapshotRequest { message: message.into() };
-                pieces.blocking_send(message).is_ok()
-            })
-        });
+        let reading = read_ahead(header, view, pieces, progress);
         tracing::info!(member = %self.target, %last, "sending a snapshot");
         let call = contained(client.stream_snapshot(ReceiverStream::new(taken)));
         let answer = attended(call, cancel, &sent).await;

@@ -199,6 +199,10 @@ fn connect(target: &Arc<Target>) -> Result<Channel, ChannelError> {
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(false);
+    #[cfg(test)]
+    if let Some(line) = crate::member::simulation::line_to(target.member) {
+        return Ok(line.channel(endpoint));
+    }
     let target = Arc::clone(target);
     let channel = endpoint.connect_with_connector_lazy(service_fn(move |_| {
         let target = Arc::clone(&target);

@@ -23,7 +23,14 @@ openraft::declare_raft_types!(
         Node = openraft::EmptyNode,
         Entry = openraft::Entry<TypeConfig>,
         SnapshotData = SnapshotData,
+        AsyncRuntime = AsyncRuntime,
 );
+
+#[cfg(not(test))]
+type AsyncRuntime = openraft::TokioRuntime;
+/// The same, but that elections are timed by the seed of a simulation where there is one.
+#[cfg(test)]
+type AsyncRuntime = crate::member::simulation::Runtime;
 
 pub(crate) type Raft = openraft::Raft<TypeConfig>;
 pub(crate) type Entry = openraft::Entry<TypeConfig>;

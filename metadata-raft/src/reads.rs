@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::Code;
 
+#[cfg(test)]
+use crate::member::simulation::{Flaw, flawed};
 use crate::peers::Peers;
 use crate::raft::Leadership;
 use crate::store::{Store, View};
@@ -124,6 +126,10 @@ impl Confirming {
         while queue.recv_many(&mut waiting, WAITING_MAX).await > 0 {
             let leader = self.leadership.leader();
             let confirmed = async {
+                #[cfg(test)]
+                if flawed(Flaw::ReadsUnconfirmed) {
+                    return Ok(());
+                }
                 match leader {
                     Some(leader) if leader == self.leadership.me => self.lead().await,
                     Some(leader) => self.ask(leader).await,

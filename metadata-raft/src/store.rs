@@ -809,6 +809,9 @@ fn database_options() -> Options {
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_max_background_jobs(BACKGROUND_JOBS);
     options.set_paranoid_checks(true);
+    // What is not synced stays out of the files, so that a simulated crash loses it.
+    #[cfg(test)]
+    options.set_manual_wal_flush(crate::member::simulation::is_on());
     // A torn record at the end was never acknowledged; one before the end was, and must not be
     // dropped in silence with all that follows it.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);

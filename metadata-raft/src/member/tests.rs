@@ -36,6 +36,7 @@ use crate::store::{Meta, View, WriteFault, all_rows};
 mod administrators;
 mod kit;
 mod listings;
+pub(crate) mod simulation;
 mod versions;
 
 fn reason(status: &Status) -> String {

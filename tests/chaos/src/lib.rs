@@ -22,7 +22,6 @@ use tempfile::TempDir;
 
 mod engine;
 pub mod faults;
-pub mod history;
 
 /// Everything a test waits for comes within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -10,27 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coffer_chaos::Cluster;
-use coffer_chaos::history::{Action, Operation, check};
 use coffer_client::{ClientError, PutOptions, Session, Silent};
+use coffer_history::{Action, Numbers, Operation, check};
 use coffer_model::name::RemotePath;
 use rustix::process::Signal;
 
 const CLIENTS: usize = 8;
 const REGISTERS: usize = 3;
 const OPERATIONS: usize = 80;
-
-/// Numbers that a seed repeats: SplitMix64 (Steele, Lea, Flood 2014).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
 
 /// `COFFER_CHAOS_SEED` repeats what a run asked for and did; how the processes interleave is theirs.
 fn seed() -> u64 {
@@ -75,7 +62,7 @@ async fn client(
     values: Arc<AtomicU64>,
 ) -> Vec<Operation> {
     let now = || u64::try_from(clock.elapsed().as_nanos()).unwrap();
-    let mut numbers = Numbers(seed ^ (number as u64) << 32);
+    let mut numbers = Numbers::of(seed ^ (number as u64) << 32);
     let mut done = Vec::with_capacity(OPERATIONS);
     for _ in 0..OPERATIONS {
         let register = numbers.below(REGISTERS as u64) as usize;
@@ -105,7 +92,7 @@ async fn client(
 
 /// Kills and stops processes, one at a time, until told to end. What died is started again.
 fn disturb(cluster: &Cluster, seed: u64, done: &AtomicBool) -> usize {
-    let mut numbers = Numbers(!seed);
+    let mut numbers = Numbers::of(!seed);
     let victims = ["metadata-1", "metadata-2", "metadata-3", "storage-1", "storage-2", "storage-3"];
     let mut disturbed = 0;
     while !done.load(Ordering::Relaxed) {

@@ -4,9 +4,42 @@
 //! saw. That makes linearizability (Herlihy and Wing, 1990) easy to check. If the versions of a register
 //! agree with real time, ordering its operations by version, each write before the reads of it, is a
 //! linearization; if they do not, there is none.
+//!
+//! [`Numbers`] are what such tests draw from, so that a seed repeats them.
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+/// Numbers that a seed repeats: SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Clone, Debug)]
+pub struct Numbers(u64);
+
+impl Numbers {
+    /// The numbers of a seed.
+    pub const fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub const fn next_number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The next number, brought below `bound`, which is not 0.
+    pub const fn below(&mut self, bound: u64) -> u64 {
+        self.next_number() % bound
+    }
+
+    /// The numbers of a seed of their own, for a part that draws by itself.
+    #[must_use]
+    pub const fn split(&mut self) -> Self {
+        Self(self.next_number())
+    }
+}
 
 /// One operation of one client. Times are of one clock, in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +216,13 @@ mod tests {
 
     fn last(values: &[(u64, u64)]) -> BTreeMap<usize, BTreeMap<u64, u64>> {
         BTreeMap::from([(0, values.iter().copied().collect())])
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_algorithm() {
+        let mut numbers = Numbers::of(0);
+        assert_eq!(numbers.next_number(), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(numbers.next_number(), 0x6e78_9e6a_a1b9_65f4);
     }
 
     #[test]
