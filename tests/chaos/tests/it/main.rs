@@ -4,8 +4,8 @@
 
 mod api;
 mod bad_input;
+mod canary;
 mod command_line;
-mod confidential;
 mod crowds;
 mod faults;
 mod files;
