@@ -61,7 +61,7 @@ pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 35] = [
+pub const REFUSALS: [&str; 36] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
@@ -82,6 +82,7 @@ pub const REFUSALS: [&str; 35] = [
     "ROLLED_BACK",
     "SESSION_CLOSED",
     "SESSION_ENDED",
+    "SESSION_PROOF_EXPIRED",
     "SESSION_PROOF_INVALID",
     "SESSION_REQUIRED",
     "STORE_POISONED",

@@ -5,6 +5,7 @@
 mod api;
 mod bad_input;
 mod canary;
+mod clocks;
 mod command_line;
 mod crowds;
 mod faults;
@@ -17,6 +18,7 @@ mod observed;
 mod operate;
 mod orders;
 mod purge;
+mod skew;
 mod slow_commit;
 mod sync;
 mod upgrade;
