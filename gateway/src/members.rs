@@ -82,8 +82,13 @@ impl Members {
                 {
                     last = error;
                 }
-                // The proof is of this time by our own clock, so it is the member's that is wrong.
-                Err(error) if is_of_another_time(&error) => last = error,
+                // The proof is of this time by our own clock, so it is the member's that is wrong. It finds
+                // out by itself, or another one leads soon.
+                Err(error) if is_of_another_time(&error) => {
+                    let text =
+                        "the clock of a metadata member is not that of this gateway; try again";
+                    last = status(Code::Unavailable, "CLOCKS_DIFFER", text, &[]);
+                }
                 answer => {
                     self.preferred.store(at, Ordering::Relaxed);
                     return answer;

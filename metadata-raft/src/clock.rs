@@ -14,7 +14,7 @@ use coffer_model::time::LogTime;
 use coffer_proto::internal as pb;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::group::Group;
@@ -28,6 +28,10 @@ const STRAGGLERS_TIMEOUT: Duration = Duration::from_millis(40);
 
 /// How often a member compares its clock with the others'.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// How often it tries to, until they have answered for the first time.
+const COMPARE_FIRST: Duration = Duration::from_secs(1);
+/// How long they may take for that: nobody waits, and a few seconds are nothing to a clock that is wrong.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(3);
 /// From here on a clock counts as wrong: half of what callers' clocks may differ, so that what is right by one
 /// member's is not refused by another's.
 const WRONG_FROM_MS: u64 = CLOCK_SKEW_MS_MAX / 2;
@@ -47,13 +51,8 @@ impl Clock {
 
     /// Compares this member's clock with the others' until it is told to stop.
     pub(crate) async fn watch(group: Arc<Group>, peers: Peers, stop: CancellationToken) {
-        let mut look = interval(COMPARE_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = COMPARE_FIRST;
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = look.tick() => {}
-            }
             let readings = tokio::select! {
                 () = stop.cancelled() => return,
                 readings = others(&group, &peers) => readings,
@@ -61,6 +60,11 @@ impl Clock {
             let members = group.descriptor().members.len();
             if let Some(correction) = correction(unix_ms(), &readings, members) {
                 group.clock.correct(correction);
+                pause = COMPARE_EVERY;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(pause) => {}
             }
         }
     }
@@ -83,7 +87,7 @@ impl Clock {
 async fn others(group: &Group, peers: &Peers) -> Vec<u64> {
     let mut asked: FuturesUnordered<_> =
         group.others().iter().map(|member| ask(group, peers, member.id)).collect();
-    let deadline = Instant::now() + READINGS_TIMEOUT;
+    let deadline = Instant::now() + COMPARE_TIMEOUT;
     let mut readings = Vec::new();
     while let Ok(Some(answer)) = timeout_at(deadline, asked.next()).await {
         readings.extend(answer.map(|reading| reading.time.unix_ms()));
