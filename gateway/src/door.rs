@@ -43,8 +43,10 @@ impl Door {
         let verified = match known {
             Some(verified) => verified,
             None => {
-                let proof = SessionProof::verify(&bytes, &self.cluster, now)
-                    .map_err(|error| refused(&error.to_string()))?;
+                let proof = SessionProof::verify(&bytes, &self.cluster, now).map_err(|error| {
+                    let (text, facts) = (error.to_string(), error.facts());
+                    status(Code::Unauthenticated, error.reason(), &text, &facts)
+                })?;
                 let verified = Verified {
                     expires_unix_ms: proof.expires_unix_ms,
                     certificate: proof.certificate,

@@ -266,7 +266,13 @@ impl FilesService for Files {
         let bytes = match content {
             Some(pb::put_request::Content::Data(bytes)) => bytes,
             Some(pb::put_request::Content::Text(text)) => Bytes::from(text),
-            None => Bytes::new(),
+            // A client of a later release may have sent content of a kind that is not known here; to take it
+            // for an empty file would be to put one over what is there.
+            None => {
+                let text = "the put has no content that is known here: send `data` or `text`, an empty one \
+                            for an empty file";
+                return Err(invalid("CONTENT_MISSING", text));
+            }
         };
         content_fits(bytes.len())?;
         let write_id = write_of(&request_id, &text, &bytes)?;

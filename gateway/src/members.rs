@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coffer_model::descriptor::Member;
 use coffer_model::name::UserName;
-use coffer_model::session::PROOF_HEADER;
+use coffer_model::session::{PROOF_EXPIRED, PROOF_HEADER};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::v1 as pb;
 use coffer_proto::v1::cluster_service_client::ClusterServiceClient;
@@ -22,7 +22,7 @@ use coffer_service::audit::note;
 use coffer_service::call::contained;
 use coffer_service::channel::{Channel, ChannelError, ChannelOptions, connect_lazy, host_of};
 use coffer_service::peer::PeerId;
-use coffer_service::status::{relayed, status};
+use coffer_service::status::{reason_of, relayed, status};
 use coffer_service::tls::LiveTls;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -82,6 +82,13 @@ impl Members {
                 {
                     last = error;
                 }
+                // The proof is of this time by our own clock, so it is the member's that is wrong. It finds
+                // out by itself, or another one leads soon.
+                Err(error) if is_of_another_time(&error) => {
+                    let text =
+                        "the clock of a metadata member is not that of this gateway; try again";
+                    last = status(Code::Unavailable, "CLOCKS_DIFFER", text, &[]);
+                }
                 answer => {
                     self.preferred.store(at, Ordering::Relaxed);
                     return answer;
@@ -128,6 +135,10 @@ impl<M: Clone> Passed<M> {
         *request.metadata_mut() = self.headers.clone();
         request
     }
+}
+
+fn is_of_another_time(refused: &Status) -> bool {
+    reason_of(refused).is_some_and(|reason| reason.code == PROOF_EXPIRED)
 }
 
 /// The certificate a process must show.

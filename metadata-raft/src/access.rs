@@ -19,7 +19,6 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::batch::ProposeError;
-use crate::clock::unix_ms;
 use crate::group::{Group, Process};
 use crate::peers::Peers;
 use crate::raft::Leadership;
@@ -180,9 +179,12 @@ impl Door {
         if let Some(proof) = self.proofs.get(&header) {
             return Ok(proof);
         }
-        let now = unix_ms();
+        let now = self.group.clock.unix_ms();
         let proof = SessionProof::verify(&header, &self.group.cluster(), now)
-            .map_err(|error| session_refused("SESSION_PROOF_INVALID", &error.to_string()))?
+            .map_err(|error| {
+                let (text, facts) = (error.to_string(), error.facts());
+                status(Code::Unauthenticated, error.reason(), &text, &facts)
+            })?
             .into_inner();
         let left = proof.expires_unix_ms.saturating_add(CLOCK_SKEW_MS_MAX).saturating_sub(now);
         if let Some(expires) = Instant::now().checked_add(Duration::from_millis(left)) {

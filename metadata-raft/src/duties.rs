@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Door;
 use crate::batch::Proposer;
-use crate::clock::unix_ms;
 use crate::reads::Reads;
 use crate::threads::blocking;
 
@@ -79,7 +78,9 @@ impl Duties {
         if (1..CORE_VERSION_MAX).contains(&version) {
             self.raise(version + 1).await;
         }
-        if purgeable.is_empty() && next_purge.is_some_and(|next| next.unix_ms() <= unix_ms()) {
+        let clock = &self.door.group.clock;
+        if purgeable.is_empty() && next_purge.is_some_and(|next| next.unix_ms() <= clock.unix_ms())
+        {
             // Log time stands still where nobody works.
             self.proposer.nudge_tick();
         }

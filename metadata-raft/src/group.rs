@@ -15,6 +15,8 @@ use coffer_model::signing::PublicKey;
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::peer::PeerId;
 
+use crate::clock::Clock;
+
 /// A metadata member's role, as it stands in its certificate and on its volume.
 pub const ROLE: &str = "metadata";
 /// A storage node's role, as it stands in its certificate.
@@ -192,6 +194,7 @@ pub(crate) struct Group {
     pub(crate) records: Records,
     pub(crate) identity: Arc<ProcessIdentity>,
     pub(crate) me: MemberId,
+    pub(crate) clock: Clock,
     current: RwLock<Current>,
 }
 
@@ -216,7 +219,8 @@ impl Group {
             .unwrap_or_else(|| records.descriptor.clone());
         let me = named(&descriptor, &identity)?;
         let current = Current { descriptor: Arc::new(descriptor), leaving: Arc::new([]) };
-        Ok(Self { records, identity: Arc::new(identity), me, current: RwLock::new(current) })
+        let (identity, current) = (Arc::new(identity), RwLock::new(current));
+        Ok(Self { records, identity, me, clock: Clock::default(), current })
     }
 
     pub(crate) const fn cluster(&self) -> ClusterId {

@@ -34,6 +34,7 @@ use tower::Layer;
 use crate::access::Door;
 use crate::admin::Admin;
 use crate::batch::{Batcher, Proposer};
+use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::config::{Config, Timing};
 use crate::directory::Directory;
@@ -254,6 +255,7 @@ impl Running {
         };
         let door = Door::new(Arc::clone(&group), leadership.clone(), peers.clone());
         let reads = Reads::start(leadership.clone(), peers.clone(), Arc::clone(&store), &tasks);
+        let peers_of_clock = peers.clone();
         let batcher = Batcher {
             leadership,
             group: Arc::clone(&group),
@@ -309,6 +311,8 @@ impl Running {
         let truncation = Truncation { raft: raft.clone(), log, policy };
         tasks.spawn("log truncation", truncation.watch(tasks.token()));
         tasks.spawn("sweeper", sweep(listings, attempts, tasks.token()));
+        let compared = Clock::watch(Arc::clone(&group), peers_of_clock, tasks.token());
+        tasks.spawn("clock", compared);
         let dismissed = CancellationToken::new();
         let following =
             Following { door: door.clone(), reads: reads.clone(), dismissed: dismissed.clone() };

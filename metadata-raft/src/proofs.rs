@@ -13,7 +13,6 @@ use coffer_proto::v1 as pb;
 use tonic::Status;
 
 use crate::access::{invalid, store_failed};
-use crate::clock::unix_ms;
 use crate::group::Group;
 
 /// What a leaf or an entry costs in an answer beside its bytes, generously.
@@ -35,7 +34,7 @@ impl TicketOffice {
             principal: self.principal,
             session: self.proof.key,
             leave,
-            expires_unix_ms: unix_ms().saturating_add(TICKET_MS_MAX),
+            expires_unix_ms: self.group.clock.unix_ms().saturating_add(TICKET_MS_MAX),
         };
         ticket.sign(&*self.group.identity)
     }

@@ -62,7 +62,7 @@ pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start, and
 /// stands in docs/operations.md.
-pub const REFUSALS: [&str; 40] = [
+pub const REFUSALS: [&str; 41] = [
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
@@ -85,6 +85,7 @@ pub const REFUSALS: [&str; 40] = [
     "ROLLED_BACK",
     "SESSION_CLOSED",
     "SESSION_ENDED",
+    "SESSION_PROOF_EXPIRED",
     "SESSION_PROOF_INVALID",
     "SESSION_REQUIRED",
     "STORE_DAMAGED",

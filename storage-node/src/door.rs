@@ -61,7 +61,11 @@ impl Door {
             return Ok(proof);
         }
         let proof = SessionProof::verify(&bytes, self.cluster.id(), now)
-            .map_err(|error| refused(&error.to_string()))?
+            .map_err(|error| {
+                tracing::warn!("a session proof was refused");
+                let (text, facts) = (error.to_string(), error.facts());
+                status(Code::Unauthenticated, error.reason(), &text, &facts)
+            })?
             .into_inner();
         self.proofs.insert(bytes.to_vec(), proof.clone());
         Ok(proof)

@@ -41,7 +41,7 @@ Exit codes:
  10  a server's answer does not verify: forged, incomplete or older than what was seen
  11  a name or an argument is not valid
  12  not a directory, is a directory, or the directory is not empty
- 13  this machine's disk or files failed
+ 13  this machine's disk, files or clock failed
  14  some of many files failed; each was named
  15  `doctor` found something wrong
  16  signed, and nothing changed yet: other administrators have to sign as well";

@@ -89,7 +89,7 @@ fn number(error: &ClientError) -> u8 {
         | E::NotADirectory { .. }
         | E::NotAFile { .. }
         | E::NotEmpty { .. } => 12,
-        E::Local { .. } | E::UnsafeSessionFile { .. } => 13,
+        E::Local { .. } | E::UnsafeSessionFile { .. } | E::Clock { .. } => 13,
         _ => 1,
     }
 }

@@ -44,6 +44,14 @@ impl LogClock {
     }
 }
 
+/// How this machine's clock differs from a server's, in words that stand before "the cluster's".
+pub(crate) fn differs(server_unix_ms: Option<u64>) -> String {
+    let Some(server) = server_unix_ms else { return "far from".to_owned() };
+    let own = millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let direction = if own > server { "ahead of" } else { "behind" };
+    format!("{} minutes {direction}", own.abs_diff(server).div_ceil(60_000))
+}
+
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

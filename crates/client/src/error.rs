@@ -12,8 +12,11 @@ use coffer_model::encoding::{Malformed, decode};
 use coffer_model::name::NameError;
 use coffer_model::op::Rejection;
 use coffer_model::proposal::ProposalError;
+use coffer_model::session::{PROOF_EXPIRED, SERVER_TIME};
 use coffer_service::status::{is_retryable, reason_of};
 use tonic::{Code, Status};
+
+use crate::clock;
 
 /// The reason of a status that carries a [`BundleRejection`].
 const BUNDLE_REJECTED: &str = "BUNDLE_REJECTED";
@@ -133,6 +136,14 @@ pub enum ClientError {
     /// The session is over.
     #[error("the session is over; log in again")]
     SessionExpired,
+    /// This machine's clock is not that of the cluster.
+    #[error(
+        "this machine's clock is {differs} the cluster's: set it right; no server takes a session's proofs before"
+    )]
+    Clock {
+        /// How it differs.
+        differs: String,
+    },
     /// Nobody knows the session a bearer token is of.
     #[error("there is no such session; log in again")]
     NoSuchSession,
@@ -240,6 +251,12 @@ pub enum ClientError {
     /// A proposal of administrators that cannot be used.
     #[error(transparent)]
     Proposal(#[from] ProposalError),
+    /// A server does not know what was asked for.
+    #[error(
+        "the cluster does not know this call: it and this program are of different releases; use the program of \
+         the cluster's release, or have the cluster upgraded"
+    )]
+    OtherRelease,
     /// A server refused in a way that no retry changes.
     #[error("the server refused: {detail}")]
     Refused {
@@ -296,7 +313,13 @@ impl ClientError {
     /// What a failed call means.
     pub(crate) fn of_status(status: &Status) -> Self {
         let detail = status.message().to_owned();
-        match reason_of(status).map(|reason| reason.code).as_deref() {
+        let reason = reason_of(status);
+        match reason.as_ref().map(|reason| reason.code.as_str()) {
+            Some(PROOF_EXPIRED) => {
+                let servers =
+                    reason.as_ref().and_then(|it| it.metadata.get(SERVER_TIME)?.parse().ok());
+                return Self::Clock { differs: clock::differs(servers) };
+            }
             Some(BEHIND) => return Self::RolledBack { what: detail },
             Some(TOO_MANY_ATTEMPTS) => return Self::TooManyAttempts,
             _ => {}
@@ -307,6 +330,7 @@ impl ClientError {
             Code::PermissionDenied => Self::Denied { what: detail },
             Code::NotFound => Self::NotFound { what: detail },
             Code::ResourceExhausted => Self::Unavailable { detail },
+            Code::Unimplemented => Self::OtherRelease,
             _ => Self::Refused { detail: format!("{} ({:?})", detail, status.code()) },
         }
     }
@@ -316,6 +340,7 @@ impl ClientError {
         matches!(
             self,
             Self::SessionExpired
+                | Self::Clock { .. }
                 | Self::Unavailable { .. }
                 | Self::RolledBack { .. }
                 | Self::QuotaExceeded
@@ -380,6 +405,39 @@ impl From<CryptoError> for ClientError {
             CryptoError::Tampered | CryptoError::KeyMismatch | CryptoError::Malformed(_) => {
                 Self::tampered(error.to_string())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use coffer_service::status::status;
+
+    use super::*;
+
+    /// Goal: a person learns what to do where client and cluster do not go together: by their releases, or by
+    /// their clocks. Method: the refusals as they come from the wire.
+    #[test]
+    fn what_does_not_go_together_is_named() {
+        let unknown = ClientError::of_status(&Status::unimplemented(""));
+        assert!(matches!(unknown, ClientError::OtherRelease));
+        assert!(unknown.to_string().contains("different releases"), "{unknown}");
+
+        let proof = "the session proof is not of this time";
+        for (server, told) in
+            [("1000000", "minutes ahead of"), ("99999999999999", "minutes behind")]
+        {
+            let facts = [(SERVER_TIME, server.to_owned())];
+            let refused = status(Code::Unauthenticated, PROOF_EXPIRED, proof, &facts);
+            let error = ClientError::of_status(&refused);
+            assert!(error.to_string().contains(told), "{error}");
+        }
+        for facts in [vec![], vec![(SERVER_TIME, "noon".to_owned())]] {
+            let refused = status(Code::Unauthenticated, PROOF_EXPIRED, proof, &facts);
+            let error = ClientError::of_status(&refused);
+            assert!(error.to_string().contains("clock is far from the cluster's"), "{error}");
         }
     }
 }

@@ -107,6 +107,13 @@ pub struct SessionProof {
     pub expires_unix_ms: u64,
 }
 
+/// The reason of a refusal: the proof is not of this time.
+pub const PROOF_EXPIRED: &str = "SESSION_PROOF_EXPIRED";
+/// The reason of a refusal: the proof is none, or not for this cluster.
+pub const PROOF_INVALID: &str = "SESSION_PROOF_INVALID";
+/// The fact of such a refusal that says what the server's clock said, in milliseconds since the Unix epoch.
+pub const SERVER_TIME: &str = "server_unix_ms";
+
 /// Why a proof was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
@@ -119,9 +126,32 @@ pub enum ProofError {
     /// Meant for another cluster.
     #[error("the session proof is for another cluster")]
     Audience,
-    /// Its time is over, or lies too far ahead.
-    #[error("the session proof has expired; check this machine's clock")]
-    Expired,
+    /// Its time is over, or lies too far ahead, by the clock of who checks it.
+    #[error(
+        "the session proof is not of this time: the clock of the machine that made it, or ours, is wrong"
+    )]
+    Expired {
+        /// What the clock of who checks it says.
+        now_unix_ms: u64,
+    },
+}
+
+impl ProofError {
+    /// The reason a server refuses with.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Expired { .. } => PROOF_EXPIRED,
+            _ => PROOF_INVALID,
+        }
+    }
+
+    /// What a server adds to it: how late it is, where that is what is wrong.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Expired { now_unix_ms } => vec![(SERVER_TIME, now_unix_ms.to_string())],
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl SessionProof {
@@ -148,7 +178,7 @@ impl SessionProof {
         if proof.expires_unix_ms < now_unix_ms.saturating_sub(CLOCK_SKEW_MS_MAX)
             || proof.expires_unix_ms > latest
         {
-            return Err(ProofError::Expired);
+            return Err(ProofError::Expired { now_unix_ms });
         }
         proof.key.verify(Domain::SessionProof, cluster, &bytes, &signature)?;
         Ok(Verified::checked(proof))

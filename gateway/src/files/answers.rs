@@ -85,6 +85,10 @@ pub(crate) fn refusal(error: &ClientError) -> Status {
             (Code::InvalidArgument, "PASSWORD_INVALID", "a password has 1 to 1,024 bytes")
         }
         E::SessionExpired => (Code::Unauthenticated, "SESSION_ENDED", "the session is over"),
+        E::Clock { .. } => {
+            let text = "the clock of this gateway is wrong; tell its administrator";
+            (Code::FailedPrecondition, "GATEWAY_CLOCK", text)
+        }
         E::NoSuchSession => {
             (Code::Unauthenticated, "TOKEN_UNKNOWN", "there is no session of this token")
         }
@@ -119,6 +123,11 @@ pub(crate) fn refusal(error: &ClientError) -> Status {
         E::RolledBack { .. } => {
             tracing::error!("an answer of the cluster was refused, it is older than one before it");
             (Code::DataLoss, "ROLLED_BACK", "the cluster answered with something older than before")
+        }
+        E::OtherRelease => {
+            let text =
+                "this gateway and the cluster are of different releases; tell their administrator";
+            (Code::Unimplemented, "UNSUPPORTED", text)
         }
         E::Unsupported { .. } => (Code::Unimplemented, "UNSUPPORTED", "this is not supported"),
         E::Refused { .. } => (Code::FailedPrecondition, "REFUSED", "the cluster refused it"),

@@ -534,9 +534,9 @@ async fn sessions_are_proven_and_bundles_checked_at_the_door() {
         (
             "expired",
             alice.proof(now - CLOCK_SKEW_MS_MAX - 1000).sign(&alice.session),
-            "SESSION_PROOF_INVALID",
+            "SESSION_PROOF_EXPIRED",
         ),
-        ("too far ahead", alice.proof(now + 600_000).sign(&alice.session), "SESSION_PROOF_INVALID"),
+        ("too far ahead", alice.proof(now + 600_000).sign(&alice.session), "SESSION_PROOF_EXPIRED"),
         ("rubbish", vec![1, 2, 3], "SESSION_PROOF_INVALID"),
         ("too long", vec![0; 4096], "SESSION_PROOF_INVALID"),
     ];

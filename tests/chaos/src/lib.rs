@@ -336,6 +336,18 @@ impl Cluster {
         self.run_with_input(user, args, None)
     }
 
+    /// As [`Self::run`], with settings in the program's environment.
+    pub fn run_in(
+        &self,
+        user: &str,
+        args: &[&str],
+        settings: &[(String, String)],
+    ) -> Result<Output> {
+        let mut command = self.command(user, args)?;
+        command.envs(settings.iter().map(|(key, value)| (key, value)));
+        command.stdin(Stdio::null()).output().context("cannot run `coffer`")
+    }
+
     /// Runs the `coffer` program as `user` with standard input from a file.
     pub fn run_with_input(
         &self,

@@ -2,6 +2,13 @@
 
 use coffer_metadata_core::state::{CORE_VERSION_FIRST, CORE_VERSION_MAX, meta};
 
+use coffer_model::SUITE;
+use coffer_model::bundle::{Author, Header, Payloads, SignedBundle, Submission};
+use coffer_model::id::RequestId;
+use coffer_model::merkle::{leaf_hash, root};
+use coffer_model::signing::Domain;
+use coffer_model::time::LogTime;
+
 use super::*;
 
 /// How much later log time has to be for leaders to have looked a few times.
@@ -146,4 +153,44 @@ async fn a_member_stops_before_a_version_it_does_not_have() {
         let in_force = rows.iter().find(|row| row.0 == "core.meta" && row.1 == meta::CORE_VERSION);
         assert_eq!(in_force.unwrap().2, encode(&CORE_VERSION_MAX));
     }
+}
+
+/// Goal: what a later client signs that is not known here is refused whole, as what it is, and the member goes
+/// on. Method: a bundle of another suite, and one with an op of a kind that does not exist, both well signed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bundles_of_a_later_release_are_refused() {
+    let mut group = TestGroup::running(1).await;
+    let channel = group.channel(0);
+    let alice = User::registered(&group, 0, "alice").await;
+    let submission = |suite: u16, ops: Vec<Vec<u8>>| {
+        let header = Header {
+            cluster: group.id,
+            suite,
+            principal: alice.principal,
+            author: Author::Session(alice.certificate.hash()),
+            key: alice.session.public_key(),
+            vaults: Vec::new(),
+            request: RequestId::from_bytes([5; 16]),
+            not_after: LogTime::from_unix_ms(unix_ms() + 60_000),
+            ops: u16::try_from(ops.len()).unwrap(),
+            ops_root: root(&ops.iter().map(|op| leaf_hash(op)).collect::<Vec<_>>()),
+        };
+        let header = encode(&header);
+        let signature = alice.session.sign(Domain::Bundle, &group.id, &header);
+        let bundle = SignedBundle { header, signature, ops };
+        encode(&Submission { bundle, payloads: Payloads::default() })
+    };
+    let submit = async |submission: Vec<u8>| {
+        let request = alice.request(pb::SubmitRequest { submission: submission.into() });
+        rejection(&directory(&channel).submit(request).await.unwrap_err())
+    };
+    let unknown_op = vec![250, 1, 2, 3];
+    let refused = submit(submission(SUITE + 1, vec![unknown_op.clone()])).await;
+    assert_eq!(refused, BundleRejection::Cluster);
+    assert!(refused.to_string().contains("suite"), "{refused}");
+    let refused = submit(submission(SUITE, vec![unknown_op])).await;
+    assert!(matches!(&refused, BundleRejection::Malformed(_)), "{refused}");
+    alice.create(&channel, "after", &[1]).await;
+    group.assert_has(&alice, 0, "after").await;
+    group.stop_all().await;
 }

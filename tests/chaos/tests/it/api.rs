@@ -78,9 +78,9 @@ fn what_the_gateway_refuses() {
         let rows = [
             ("rubbish", vec![1, 2, 3], "SESSION_PROOF_INVALID"),
             ("forged", forged, "SESSION_PROOF_INVALID"),
-            ("expired", proof(&key, id, now_ms() - 300_000), "SESSION_PROOF_INVALID"),
-            ("an hour slow", proof(&key, id, now_ms() - 3_600_000), "SESSION_PROOF_INVALID"),
-            ("an hour fast", proof(&key, id, now_ms() + 3_600_000), "SESSION_PROOF_INVALID"),
+            ("expired", proof(&key, id, now_ms() - 300_000), "SESSION_PROOF_EXPIRED"),
+            ("an hour slow", proof(&key, id, now_ms() - 3_600_000), "SESSION_PROOF_EXPIRED"),
+            ("an hour fast", proof(&key, id, now_ms() + 3_600_000), "SESSION_PROOF_EXPIRED"),
             (
                 "of another cluster",
                 proof(&key, elsewhere, now_ms() + 50_000),

@@ -5,12 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coffer_chaos::faults::{Failure, Machine};
+use coffer_chaos::faults::{Failure, Machine, Settings};
 use coffer_chaos::{Build, Cluster, wait_for};
 use rustix::process::Signal;
 
-/// Writers that each put numbered files until told to stop, and remember which were acknowledged.
-fn with_writers(cluster: &Cluster, during: impl FnOnce(&AtomicUsize)) -> Vec<(String, String)> {
+/// Writers that each put numbered files, of names that begin with this word, until told to stop, and remember
+/// which were acknowledged.
+pub(crate) fn with_writers(
+    cluster: &Cluster,
+    word: &str,
+    during: impl FnOnce(&AtomicUsize),
+) -> Vec<(String, String)> {
     let stop = AtomicBool::new(false);
     let acknowledged = AtomicUsize::new(0);
     let work = cluster.work_dir().unwrap();
@@ -27,7 +32,7 @@ fn with_writers(cluster: &Cluster, during: impl FnOnce(&AtomicUsize)) -> Vec<(St
                         let content = format!("writer {writer} file {number} ").repeat(500);
                         let local = work.join(format!("w{writer}"));
                         fs::write(&local, &content).unwrap();
-                        let remote = format!("/alice/w{writer}-{number}");
+                        let remote = format!("/alice/{word}-w{writer}-{number}");
                         // No operation may fail: the client rides out what happens.
                         cluster
                             .coffer("alice", &["put", local.to_str().unwrap(), &remote])
@@ -46,7 +51,7 @@ fn with_writers(cluster: &Cluster, during: impl FnOnce(&AtomicUsize)) -> Vec<(St
 }
 
 /// Waits until `more` further files were acknowledged.
-fn progress(acknowledged: &AtomicUsize, more: usize) {
+pub(crate) fn progress(acknowledged: &AtomicUsize, more: usize) {
     let wanted = acknowledged.load(Ordering::Relaxed) + more;
     wait_for("writers to go on", || {
         Ok((acknowledged.load(Ordering::Relaxed) >= wanted).then_some(()))
@@ -54,7 +59,7 @@ fn progress(acknowledged: &AtomicUsize, more: usize) {
     .unwrap();
 }
 
-fn check_all(cluster: &Cluster, files: &[(String, String)]) {
+pub(crate) fn check_all(cluster: &Cluster, files: &[(String, String)]) {
     assert!(!files.is_empty());
     let back = cluster.work_dir().unwrap().join("back");
     let _ = fs::remove_dir_all(&back);
@@ -70,7 +75,7 @@ fn check_all(cluster: &Cluster, files: &[(String, String)]) {
 fn the_leader_is_killed_under_load_and_nothing_acknowledged_is_lost() {
     let cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
-    let files = with_writers(&cluster, |acknowledged| {
+    let files = with_writers(&cluster, "file", |acknowledged| {
         progress(acknowledged, 8);
         let leader = cluster.leader("alice").unwrap();
         cluster.kill(&leader).unwrap();
@@ -84,7 +89,7 @@ fn the_leader_is_killed_under_load_and_nothing_acknowledged_is_lost() {
 fn a_storage_node_is_killed_and_catches_up_when_it_returns() {
     let mut cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
-    let files = with_writers(&cluster, |acknowledged| {
+    let files = with_writers(&cluster, "file", |acknowledged| {
         progress(acknowledged, 8);
         cluster.kill("storage-1").unwrap();
         progress(acknowledged, 16);
@@ -117,7 +122,7 @@ fn a_storage_node_is_killed_and_catches_up_when_it_returns() {
 fn everything_is_killed_at_once_and_everything_acknowledged_is_there() {
     let mut cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
-    let files = with_writers(&cluster, |acknowledged| progress(acknowledged, 30));
+    let files = with_writers(&cluster, "file", |acknowledged| progress(acknowledged, 30));
     cluster.kill_everything().unwrap();
     cluster.start_again().unwrap();
     check_all(&cluster, &files);
@@ -128,7 +133,7 @@ fn everything_is_killed_at_once_and_everything_acknowledged_is_there() {
 fn a_storage_node_that_hangs_holds_nobody_up() {
     let cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
-    let files = with_writers(&cluster, |acknowledged| {
+    let files = with_writers(&cluster, "file", |acknowledged| {
         progress(acknowledged, 4);
         cluster.signal("storage-3", Signal::STOP).unwrap();
         progress(acknowledged, 20);
@@ -176,6 +181,28 @@ fn an_interrupted_put_goes_on_where_it_stopped() {
     assert!(chunks_stored() <= 3 * 24);
 }
 
+/// Each one is won by the wanted member every second time or so.
+const ELECTIONS_MAX: usize = 30;
+
+/// Has this member lead, or one of the others: who leads and is not wanted to is stopped, and started again.
+pub(crate) fn lead(
+    cluster: &Cluster,
+    member: &str,
+    leads: bool,
+    settings: &dyn Fn(&str) -> Settings,
+) {
+    for _ in 0..ELECTIONS_MAX {
+        let leader = cluster.leader("alice").unwrap();
+        if (leader == member) == leads {
+            return;
+        }
+        cluster.stop_process(&leader).unwrap();
+        cluster.start_process_in(&leader, Build::This, &settings(&leader)).unwrap();
+        cluster.wait_until_whole("alice").unwrap();
+    }
+    panic!("after {ELECTIONS_MAX} elections it is still another one's turn");
+}
+
 /// Takes a member's volume away while people write, and gives it back: the member says what failed and ends,
 /// nobody's call fails, and afterwards it counts again.
 fn a_members_volume_fails(how: Failure, leads: bool, says: &str) {
@@ -183,33 +210,19 @@ fn a_members_volume_fails(how: Failure, leads: bool, says: &str) {
     machine.fail(None).unwrap();
     let mut cluster = Cluster::start().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
-    let members = ["metadata-1", "metadata-2", "metadata-3"];
     // The folder's true name: that is what the system knows the open files by.
     let folder = |name: &str| cluster.cluster_dir().canonicalize().unwrap().join(name).join("data");
-    for name in members {
-        cluster.stop_process(name).unwrap();
-        let settings = machine.volume(&folder(name));
-        // Only one of them is on the machine that fails.
-        let settings = if name == "metadata-2" { settings } else { Vec::new() };
-        cluster.start_process_in(name, Build::This, &settings).unwrap();
-        cluster.wait_until_whole("alice").unwrap();
-    }
-    wait_for("the lead to be where the test wants it", || {
-        let leader = cluster.leader("alice")?;
-        if (leader == "metadata-2") == leads {
-            return Ok(Some(()));
-        }
-        // A leader that stops lets another lead, which may be the wanted one.
-        cluster.stop_process(&leader)?;
-        let settings = machine.volume(&folder(&leader));
-        let settings = if leader == "metadata-2" { settings } else { Vec::new() };
-        cluster.start_process_in(&leader, Build::This, &settings)?;
-        cluster.wait_until_whole("alice")?;
-        Ok(None)
-    })
-    .unwrap();
+    // Only one of them is on the machine that fails.
+    let settings = |name: &str| match name {
+        "metadata-2" => machine.volume(&folder(name)),
+        _ => Settings::new(),
+    };
+    cluster.stop_process("metadata-2").unwrap();
+    cluster.start_process_in("metadata-2", Build::This, &settings("metadata-2")).unwrap();
+    cluster.wait_until_whole("alice").unwrap();
+    lead(&cluster, "metadata-2", leads, &settings);
 
-    let files = with_writers(&cluster, |acknowledged| {
+    let files = with_writers(&cluster, "file", |acknowledged| {
         progress(acknowledged, 8);
         machine.fail(Some(how)).unwrap();
         let ended = cluster.wait_process("metadata-2").unwrap();
@@ -220,9 +233,7 @@ fn a_members_volume_fails(how: Failure, leads: bool, says: &str) {
         assert!(told, "it does not say what failed: {last:#?}");
         progress(acknowledged, 16);
         // With nothing mended it does not come back, and harms nobody by trying.
-        cluster
-            .start_process_in("metadata-2", Build::This, &machine.volume(&folder("metadata-2")))
-            .unwrap();
+        cluster.start_process_in("metadata-2", Build::This, &settings("metadata-2")).unwrap();
         assert!(!cluster.wait_process("metadata-2").unwrap().success());
         progress(acknowledged, 8);
     });
@@ -233,7 +244,7 @@ fn a_members_volume_fails(how: Failure, leads: bool, says: &str) {
     cluster.wait_until_whole("alice").unwrap();
     // It has caught up and counts: with another one gone there is a majority only with it.
     cluster.kill("metadata-1").unwrap();
-    let more = with_writers(&cluster, |acknowledged| progress(acknowledged, 8));
+    let more = with_writers(&cluster, "more", |acknowledged| progress(acknowledged, 8));
     check_all(&cluster, &more);
     cluster.kill_everything().unwrap();
     cluster.start_again().unwrap();

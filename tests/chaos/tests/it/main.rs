@@ -5,8 +5,9 @@
 mod administrators;
 mod api;
 mod bad_input;
+mod canary;
+mod clocks;
 mod command_line;
-mod confidential;
 mod crowds;
 mod faults;
 mod files;
@@ -20,6 +21,7 @@ mod one_process;
 mod operate;
 mod orders;
 mod purge;
+mod skew;
 mod slow_commit;
 mod slow_pipe;
 mod sync;

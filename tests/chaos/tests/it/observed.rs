@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::api::{channel, with_proof};
 
-fn scrape(address: &str) -> String {
+pub(crate) fn scrape(address: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = "GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).unwrap();
