@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coffer_metadata_core::state::CORE_VERSION;
+use coffer_metadata_core::state::CORE_VERSION_MAX;
 use coffer_metadata_core::{Command, query};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::id::NodeId;
@@ -267,7 +267,7 @@ impl MemberService for Internal {
         request: Request<pb::GetCoreVersionRequest>,
     ) -> Result<Response<pb::GetCoreVersionResponse>, Status> {
         self.door.member(&request)?;
-        Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION }))
+        Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION_MAX }))
     }
 
     async fn get_read_index(

@@ -87,7 +87,12 @@ fn a_beginning_is_signed_by_its_administrators() {
 fn a_version_comes_into_force_one_by_one() {
     let mut cluster = Cluster::new();
     assert_eq!(query::core_version(&cluster.tables).unwrap(), 2);
-    for version in [0, 1, 2, 3] {
+    for version in [0, 1, 2, 4] {
+        check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });
+    }
+    check_logged(&mut cluster, SystemOp::CoreVersion { version: 3 });
+    assert_eq!(query::core_version(&cluster.tables).unwrap(), 3);
+    for version in [2, 3, 4] {
         check_ignored("not known", &mut cluster, SystemOp::CoreVersion { version });
     }
     let mut cluster = Cluster::new().of_version_1();
