@@ -1,7 +1,7 @@
 //! Administration: the signed records that change a cluster. What is signed here is checked by every
 //! member, and by everybody who follows the cluster from its first descriptor on.
 
-use coffer_model::descriptor::{Descriptor, SignedDescriptor};
+use coffer_model::descriptor::{Descriptor, Followed, SignedDescriptor};
 use coffer_model::encoding::encode;
 use coffer_model::id::{ClusterId, InodeId};
 use coffer_model::layout::Layout;
@@ -17,7 +17,7 @@ use crate::transport::{GatewayTransport, Transport};
 /// A cluster, as an administrator sees it.
 pub struct Administration {
     cluster: ClusterId,
-    descriptor: Descriptor,
+    followed: Followed,
     successors: Vec<Vec<u8>>,
     transport: GatewayTransport,
 }
@@ -37,7 +37,7 @@ impl Administration {
         let pinned = Pinned::meet(endpoint, state_dir).await?;
         Ok(Self {
             cluster: pinned.cluster,
-            descriptor: pinned.descriptor()?,
+            followed: pinned.followed()?,
             transport: pinned.transport()?,
             successors: pinned.successors,
         })
@@ -50,7 +50,7 @@ impl Administration {
 
     /// The latest descriptor.
     pub fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
+        &self.followed.descriptor
     }
 
     /// The signed descriptors after the first: what a new process is given along with that.
@@ -65,11 +65,12 @@ impl Administration {
 
     /// The layouts, checked.
     pub async fn layouts(&self) -> Result<Layouts, ClientError> {
-        let request = pb::GetDescriptorRequest { known_number: self.descriptor.number };
+        let request = pb::GetDescriptorRequest { known_number: self.descriptor().number };
         let answer = self.transport.get_descriptor(request).await;
         let answer = answer.map_err(|status| ClientError::of_status(&status))?;
         let verify = |signed: &[u8]| {
-            Layout::verify(signed, &self.cluster, &self.descriptor.administrators)
+            self.followed
+                .verify_layout(signed, &self.cluster)
                 .map_err(|error| ClientError::tampered(error.to_string()))
         };
         let former = answer.former_layouts.iter().map(|signed| verify(signed));
@@ -82,19 +83,20 @@ impl Administration {
         administrator: &dyn Signer,
         change: impl FnOnce(&mut Descriptor),
     ) -> Result<(), ClientError> {
-        let mut next = self.descriptor.clone();
+        let mut next = self.descriptor().clone();
         next.number = next.number.saturating_add(1);
-        next.former = Some(self.descriptor.hash());
+        next.former = Some(self.descriptor().hash());
         change(&mut next);
         let signed = SignedDescriptor::next(&self.cluster, &next, &[administrator]);
-        signed.verify_next(&self.cluster, &self.descriptor)?;
+        signed.verify_next(&self.cluster, self.descriptor())?;
         let request = pb::ChangeDescriptorRequest { descriptor: encode(&signed).into() };
         self.transport
             .change_descriptor(request)
             .await
             .map_err(|status| ClientError::of_status(&status))?;
-        let (latest, more) = later(&self.transport, &self.cluster, self.descriptor.clone()).await?;
-        self.descriptor = latest;
+        let known = self.descriptor().clone();
+        let (_, more) = later(&self.transport, &self.cluster, known).await?;
+        self.followed.follow(&self.cluster, &more)?;
         self.successors.extend(more);
         Ok(())
     }

@@ -9,6 +9,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::encoding::{Malformed, decode, encode};
 use crate::hash::Hash;
 use crate::id::{ClusterId, MemberId, NodeId};
+use crate::layout::{Layout, LayoutError};
 use crate::signing::{Domain, PublicKey, Signature, Signer};
 
 /// A metadata member.
@@ -382,14 +383,9 @@ impl Descriptor {
         cluster: &ClusterId,
         successors: impl IntoIterator<Item = B>,
     ) -> Result<Self, DescriptorError> {
-        successors.into_iter().try_fold(self, |former, bytes| {
-            let signed: SignedDescriptor = decode("cluster descriptor", bytes.as_ref())?;
-            let next: Self = decode("cluster descriptor", &signed.bytes)?;
-            if next.number <= former.number {
-                return Ok(former);
-            }
-            signed.verify_next(cluster, &former)
-        })
+        let mut followed = Followed::new(self);
+        followed.follow(cluster, successors)?;
+        Ok(followed.descriptor)
     }
 
     fn check_follows(&self, former: &Self) -> Result<(), &'static str> {
@@ -436,6 +432,60 @@ impl Descriptor {
     /// The key of a storage node.
     pub fn node_key(&self, id: NodeId) -> Option<PublicKey> {
         self.nodes.iter().find(|node| node.id == id).map(|node| node.key)
+    }
+}
+
+/// What a reader knows who follows the descriptors one after the other: the latest, and whom those on the way
+/// have put in whose place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Followed {
+    /// The latest.
+    pub descriptor: Descriptor,
+    /// Lost storage nodes and those in their places, in order.
+    replaced: Vec<(NodeId, NodeId)>,
+}
+
+impl Followed {
+    /// Begins with a descriptor; layouts in which a node was replaced before it are not accepted.
+    pub const fn new(descriptor: Descriptor) -> Self {
+        Self { descriptor, replaced: Vec::new() }
+    }
+
+    /// Goes on to the descriptors that follow, each checked by the one before it; those behind already are
+    /// passed over. Those before one that does not check out count.
+    pub fn follow<B: AsRef<[u8]>>(
+        &mut self,
+        cluster: &ClusterId,
+        successors: impl IntoIterator<Item = B>,
+    ) -> Result<(), DescriptorError> {
+        for bytes in successors {
+            let signed: SignedDescriptor = decode("cluster descriptor", bytes.as_ref())?;
+            let next: Descriptor = decode("cluster descriptor", &signed.bytes)?;
+            if next.number > self.descriptor.number {
+                self.step(cluster, &signed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on to the very next descriptor.
+    pub fn step(
+        &mut self,
+        cluster: &ClusterId,
+        signed: &SignedDescriptor,
+    ) -> Result<(), DescriptorError> {
+        let (next, link) = signed.verify_link(cluster, &self.descriptor)?;
+        if let Link::Replacement(Replaced::Node { lost, new }) = link {
+            self.replaced.push((lost, new));
+        }
+        self.descriptor = next;
+        Ok(())
+    }
+
+    /// Reads and checks a layout by what the descriptors say.
+    pub fn verify_layout(&self, signed: &[u8], cluster: &ClusterId) -> Result<Layout, LayoutError> {
+        let administrators = &self.descriptor.administrators;
+        Layout::verify_replaced(signed, cluster, administrators, &self.replaced)
     }
 }
 

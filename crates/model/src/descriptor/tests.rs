@@ -3,7 +3,6 @@
 use ed25519_dalek::{Signer as _, SigningKey};
 
 use super::*;
-use crate::layout::{Layout, LayoutError};
 use crate::signing::signed_bytes;
 
 struct Key(SigningKey);
