@@ -12,6 +12,7 @@ use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, Signature};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as pb;
+use coffer_proto::internal::join_service_server::JoinServiceServer;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::member_service_server::{MemberService, MemberServiceServer};
 use coffer_proto::internal::snapshot_service_server::{SnapshotService, SnapshotServiceServer};
@@ -38,6 +39,7 @@ use crate::codec::{
 };
 use crate::directory::Directory;
 use crate::group::Process;
+use crate::join::{Asked, Join, Vouching};
 use crate::login::Login;
 use crate::nodes::{Condition, FAULT_BYTES_MAX, Nodes};
 use crate::placement;
@@ -78,6 +80,7 @@ pub(crate) fn routes(
     internal: Internal,
     snapshots: Snapshots,
     admin: Admin,
+    join: Join,
     health: &Health,
 ) -> Routes {
     Routes::new(health.service())
@@ -89,6 +92,7 @@ pub(crate) fn routes(
         .add_service(LoginServiceServer::new(login))
         .add_service(ClusterServiceServer::new(cluster))
         .add_service(AdminServiceServer::new(admin))
+        .add_service(JoinServiceServer::new(join))
         .add_service(
             SnapshotServiceServer::new(snapshots).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
@@ -268,6 +272,29 @@ impl MemberService for Internal {
     ) -> Result<Response<pb::GetCoreVersionResponse>, Status> {
         self.door.member(&request)?;
         Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION_MAX }))
+    }
+
+    async fn greet(
+        &self,
+        request: Request<pb::GreetRequest>,
+    ) -> Result<Response<pb::GreetResponse>, Status> {
+        // To know who calls is to have heard from them.
+        self.door.process(&request)?;
+        Ok(Response::new(pb::GreetResponse {}))
+    }
+
+    async fn vouch_replacement(
+        &self,
+        request: Request<pb::VouchReplacementRequest>,
+    ) -> Result<Response<pb::VouchReplacementResponse>, Status> {
+        self.door.member(&request)?;
+        note(&request, |subject| subject.object = Some("replacement".to_owned()));
+        let message = request.get_ref();
+        let asked = Asked::new(&message.descriptor, &message.token_key, &message.token_signature)?;
+        let vouching = Vouching { door: self.door.clone(), reads: self.reads.clone() };
+        let signature = vouching.vouch(&asked, self.reads.local()).await?;
+        let signature = signature.as_bytes().to_vec().into();
+        Ok(Response::new(pb::VouchReplacementResponse { signature }))
     }
 
     async fn get_read_index(

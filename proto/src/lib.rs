@@ -61,13 +61,15 @@ pub const TICKET_BYTES_MAX: u64 = 1 << 30;
 pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start.
-pub const REFUSALS: [&str; 35] = [
+pub const REFUSALS: [&str; 40] = [
+    "AMBIGUOUS_SEAT",
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
     "CHUNK_TOO_LARGE",
     "DATA_TAMPERED",
     "DISK_FULL",
+    "DISMISSED",
     "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
     "NOT_A_HOLDER",
@@ -76,7 +78,9 @@ pub const REFUSALS: [&str; 35] = [
     "NOT_IN_DESCRIPTOR",
     "NOT_LEADER",
     "NOT_READY",
+    "NOT_SILENT",
     "NOT_YOURS",
+    "NO_POLICY",
     "NO_QUORUM",
     "OVERLOADED",
     "ROLLED_BACK",
@@ -97,6 +101,7 @@ pub const REFUSALS: [&str; 35] = [
     "TOO_FEW_NODES",
     "TOO_MANY_ATTEMPTS",
     "WRONG_PASSWORD",
+    "WRONG_TOKEN",
 ];
 
 /// Every method there is, as it stands in a call: `/package.Service/Method`.

@@ -40,7 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(crate) struct AdminArgs {
     /// The folder of a `coffer dev` cluster: it says where the cluster is and has the administrator's key
     #[arg(long, value_name = "DIR", env = "COFFER_DEV_DIR")]
-    dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
     /// The folder with the administrator's key
     #[arg(long, value_name = "DIR", env = "COFFER_ADMIN")]
     admin: Option<PathBuf>,
@@ -252,16 +252,16 @@ pub(crate) fn volume(global: &Global, role: VolumeRole, dir: &Path) -> Result<()
 }
 
 /// An operator with a key.
-struct Operator<'a> {
+pub(crate) struct Operator<'a> {
     global: &'a Global,
     /// The folder of a `coffer dev` cluster.
-    dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
     key: ProcessIdentity,
-    cluster: Administration,
+    pub(crate) cluster: Administration,
 }
 
 impl<'a> Operator<'a> {
-    async fn new(global: &'a Global, args: AdminArgs) -> Result<Self> {
+    pub(crate) async fn new(global: &'a Global, args: AdminArgs) -> Result<Self> {
         let dir = args.dir.map(|dir| dir.canonicalize().with_context(|| dir.display().to_string()));
         let dir = dir.transpose()?;
         let Some(secret) = args.admin.or_else(|| dir.as_ref().map(|dir| dir.join("secret"))) else {
@@ -317,7 +317,7 @@ impl<'a> Operator<'a> {
         Ok(self.resolve(text, members.map(|member| member.id.to_string()))?.parse()?)
     }
 
-    async fn change(&mut self, change: impl FnOnce(&mut Descriptor)) -> Result<()> {
+    pub(crate) async fn change(&mut self, change: impl FnOnce(&mut Descriptor)) -> Result<()> {
         self.cluster.change_descriptor(&self.key, change).await?;
         // New processes of this folder are given the descriptors along with the first one.
         if let Some(dir) = &self.dir {
@@ -403,7 +403,7 @@ impl<'a> Operator<'a> {
         }
     }
 
-    fn told(&self, text: &str) {
+    pub(crate) fn told(&self, text: &str) {
         if !self.global.json {
             output::remark(text);
         }
@@ -637,7 +637,7 @@ pub(crate) async fn order(global: Global, command: OrderCommand) -> Result<()> {
     }
 }
 
-fn endpoint(global: &Global, dir: Option<&Path>) -> Result<Endpoint> {
+pub(crate) fn endpoint(global: &Global, dir: Option<&Path>) -> Result<Endpoint> {
     let (mut server, mut authority) = (global.server.clone(), global.ca.clone());
     if let Some(dir) = dir {
         server = found::load(dir)?.gateway().map(|gateway| gateway.to_string());
@@ -672,7 +672,7 @@ fn same_places(left: &Layout, right: &Layout) -> bool {
     })
 }
 
-fn milliseconds(text: &str) -> Result<u64> {
+pub(crate) fn milliseconds(text: &str) -> Result<u64> {
     let wrong = || format!("{text} is no time; give a number and s, m, h or d");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).with_context(wrong)?;
     let unit: u64 = match unit {
@@ -704,7 +704,7 @@ fn quota(text: &str) -> Result<Option<u64>> {
     number.checked_mul(1 << shift).map(Some).with_context(wrong)
 }
 
-fn show(global: &Global, value: &serde_json::Value, text: &str) {
+pub(crate) fn show(global: &Global, value: &serde_json::Value, text: &str) {
     if global.json { output::json(value) } else { output::line(text) }
 }
 

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::admin::{LayoutCommand, MemberCommand, NodeCommand, OrderCommand, VolumeRole};
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
+use crate::join::JoinCommand;
 use crate::roles::RoleArgs;
 use crate::sync::SyncArgs;
 
@@ -340,6 +341,9 @@ pub(crate) enum Command {
     /// Orders for the whole cluster: retention, quotas, invites
     #[command(subcommand)]
     Order(OrderCommand),
+    /// How lost volumes are replaced without an administrator
+    #[command(subcommand)]
+    Join(JoinCommand),
     /// Prepare the volume of a new storage node or member, and print its id and key
     Volume {
         /// What it is for

@@ -22,7 +22,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use crate::found::{
-    Founded, Process, Role, Size, authority_file, config_file, load, load_or_found,
+    self, Founded, Process, Role, Size, authority_file, config_file, load, load_or_found,
 };
 use crate::roles::DIE_WITH_PARENT;
 
@@ -123,6 +123,7 @@ impl Temporary {
 }
 
 fn start(binary: &Path, dir: &Path, process: &Process) -> Result<Running> {
+    let process = &found::renew_if_lost(dir, process)?;
     let folder = dir.join(&process.name);
     let log = std::fs::File::options()
         .create(true)

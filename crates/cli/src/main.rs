@@ -10,6 +10,7 @@ mod doctor;
 mod exit;
 mod found;
 mod health;
+mod join;
 mod look;
 mod output;
 mod password;
@@ -64,6 +65,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Member(command) => admin::member(cli.global, command).await,
         Command::Layout(command) => admin::layout(cli.global, command).await,
         Command::Order(command) => admin::order(cli.global, command).await,
+        Command::Join(command) => join::run(cli.global, command).await,
         Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
         Command::Metadata(args) => roles::run(Server::Metadata, args).await,
         Command::Storage(args) => roles::run(Server::Storage, args).await,

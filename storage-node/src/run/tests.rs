@@ -61,6 +61,8 @@ struct Members {
     world: Mutex<World>,
     reports: Mutex<BTreeMap<NodeId, wire::ReportNodeRequest>>,
     addresses: Mutex<BTreeMap<NodeId, String>>,
+    /// Ids of those who said that they are there.
+    greeted: Mutex<BTreeSet<[u8; 16]>>,
     /// Chunks that commits have named, in order: the first one is at position 1.
     feed: Mutex<Vec<ChunkId>>,
 }
@@ -229,6 +231,21 @@ impl MemberService for MemberServer {
         Ok(Response::new(wire::ProveShareResponse {}))
     }
 
+    async fn greet(
+        &self,
+        request: Request<wire::GreetRequest>,
+    ) -> Result<Response<wire::GreetResponse>, Status> {
+        self.0.greeted.lock().unwrap().extend(peer_of(&request).map(|peer| *peer.id()));
+        Ok(Response::new(wire::GreetResponse {}))
+    }
+
+    async fn vouch_replacement(
+        &self,
+        _: Request<wire::VouchReplacementRequest>,
+    ) -> Result<Response<wire::VouchReplacementResponse>, Status> {
+        Err(Status::unimplemented("no node asks this"))
+    }
+
     async fn release_chunks(
         &self,
         request: Request<wire::ReleaseChunksRequest>,
@@ -369,6 +386,7 @@ impl Cluster {
             cluster: id,
             world: Mutex::new(world),
             reports: Mutex::default(),
+            greeted: Mutex::default(),
             addresses: Mutex::default(),
             feed: Mutex::default(),
         });
@@ -422,6 +440,9 @@ impl Cluster {
             compact_bytes_per_second: 20 << 20,
             health_listen: None,
             audit_log: None,
+            join_token_file: None,
+            replaces: None,
+            zone: String::new(),
         }
     }
 

@@ -10,6 +10,7 @@ mod crowds;
 mod faults;
 mod files;
 mod hot_directory;
+mod join;
 mod large;
 mod linear;
 mod moving;

@@ -17,20 +17,20 @@ use coffer_proto::v1::{GetStatusResponse, NodeStatus};
 const FILES: u64 = 20;
 
 /// Somebody who writes and reads all the time.
-struct Worker {
+pub(crate) struct Worker {
     stop: Arc<AtomicBool>,
     done: tokio::task::JoinHandle<Worked>,
 }
 
 /// What came of it.
 #[derive(Default)]
-struct Worked {
-    operations: u64,
-    failures: Vec<String>,
-    content: BTreeMap<u64, Vec<u8>>,
+pub(crate) struct Worked {
+    pub(crate) operations: u64,
+    pub(crate) failures: Vec<String>,
+    pub(crate) content: BTreeMap<u64, Vec<u8>>,
 }
 
-async fn log_in(cluster: &Cluster, user: &str, client: &str) -> Session {
+pub(crate) async fn log_in(cluster: &Cluster, user: &str, client: &str) -> Session {
     let endpoint = Endpoint {
         server: cluster.address.clone(),
         server_name: None,
@@ -42,12 +42,12 @@ async fn log_in(cluster: &Cluster, user: &str, client: &str) -> Session {
     engine.session(state).unwrap()
 }
 
-fn path(file: u64) -> RemotePath {
+pub(crate) fn path(file: u64) -> RemotePath {
     format!("/alice/file-{file}").parse().unwrap()
 }
 
 /// Other bytes for each round; more than fits without a chunk.
-fn bytes(round: u64) -> Vec<u8> {
+pub(crate) fn bytes(round: u64) -> Vec<u8> {
     let mut state = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(40_000);
     while bytes.len() < 40_000 {
@@ -60,7 +60,7 @@ fn bytes(round: u64) -> Vec<u8> {
 }
 
 impl Worker {
-    fn start(session: Session) -> Self {
+    pub(crate) fn start(session: Session) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let done = tokio::spawn(async move {
@@ -97,20 +97,20 @@ impl Worker {
         Self { stop, done }
     }
 
-    async fn stop(self) -> Worked {
+    pub(crate) async fn stop(self) -> Worked {
         self.stop.store(true, Ordering::Relaxed);
         self.done.await.unwrap()
     }
 }
 
-fn operate(cluster: &Cluster, args: &[&str]) -> String {
+pub(crate) fn operate(cluster: &Cluster, args: &[&str]) -> String {
     let dir = cluster.cluster_dir();
     let args = [args, &["--dir", dir.to_str().unwrap()]].concat();
     cluster.coffer("operator", &args).unwrap()
 }
 
 /// Every node of the layout in force has proven its share of it.
-fn is_proven(status: &GetStatusResponse) -> bool {
+pub(crate) fn is_proven(status: &GetStatusResponse) -> bool {
     let proven = |node: &NodeStatus| node.proven_layout == status.layout_version;
     status.former_layouts == 0 && status.nodes.iter().filter(|node| node.in_layout).all(proven)
 }
@@ -199,7 +199,7 @@ fn a_zone_is_lost_and_nobody_notices() {
     assert!(worked.operations > 100, "{}", worked.operations);
 }
 
-fn get(cluster: &Cluster, path: &str) -> Vec<u8> {
+pub(crate) fn get(cluster: &Cluster, path: &str) -> Vec<u8> {
     let target = cluster.work_dir().unwrap().join("got");
     let target = target.to_str().unwrap();
     cluster.coffer("alice", &["get", "--force", path, target]).unwrap();
