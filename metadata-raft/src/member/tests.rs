@@ -33,6 +33,7 @@ use crate::raft::{LogId, StoredMembership, Vote};
 use crate::snapshot::{Header, stream};
 use crate::store::{Meta, View, WriteFault, all_rows};
 
+mod join;
 mod kit;
 mod listings;
 
