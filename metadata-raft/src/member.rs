@@ -18,6 +18,7 @@ use coffer_model::encoding::encode;
 use coffer_model::id::MemberId;
 use coffer_model::log::SystemOp;
 use coffer_model::signing::{PublicKey, Signer};
+use coffer_proto::internal::join_service_server::JoinServiceServer;
 use coffer_service::channel::ChannelError;
 use coffer_service::files::{PRIVATE_FILE, write_atomically};
 use coffer_service::health::Health;
@@ -335,7 +336,8 @@ impl Running {
         let admin = Admin { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
         let vouching = Vouching { door: door.clone(), reads: reads.clone() };
         let join = Join::new(vouching, proposer.clone());
-        let services = routes(directory, login, cluster, internal, snapshots, admin, join, &health);
+        let services = routes(directory, login, cluster, internal, snapshots, admin, &health)
+            .add_service(JoinServiceServer::new(join));
 
         let limits = ServerLimits { drain_timeout: DRAIN_TIMEOUT, ..ServerLimits::standard() };
         let stop_serving = CancellationToken::new();

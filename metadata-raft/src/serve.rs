@@ -12,7 +12,6 @@ use coffer_model::share::ShareProof;
 use coffer_model::signing::{Domain, Signature};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal as pb;
-use coffer_proto::internal::join_service_server::JoinServiceServer;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_proto::internal::member_service_server::{MemberService, MemberServiceServer};
 use coffer_proto::internal::snapshot_service_server::{SnapshotService, SnapshotServiceServer};
@@ -39,7 +38,7 @@ use crate::codec::{
 };
 use crate::directory::Directory;
 use crate::group::Process;
-use crate::join::{Asked, Join, Vouching};
+use crate::join::{Asked, Vouching};
 use crate::login::Login;
 use crate::nodes::{Condition, FAULT_BYTES_MAX, Nodes};
 use crate::placement;
@@ -72,7 +71,7 @@ impl Internal {
     }
 }
 
-/// All services of a member.
+/// All services of a member, but for the one that newcomers ask.
 pub(crate) fn routes(
     directory: Directory,
     login: Login,
@@ -80,7 +79,6 @@ pub(crate) fn routes(
     internal: Internal,
     snapshots: Snapshots,
     admin: Admin,
-    join: Join,
     health: &Health,
 ) -> Routes {
     Routes::new(health.service())
@@ -92,7 +90,6 @@ pub(crate) fn routes(
         .add_service(LoginServiceServer::new(login))
         .add_service(ClusterServiceServer::new(cluster))
         .add_service(AdminServiceServer::new(admin))
-        .add_service(JoinServiceServer::new(join))
         .add_service(
             SnapshotServiceServer::new(snapshots).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
