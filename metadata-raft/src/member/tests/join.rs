@@ -161,6 +161,8 @@ where
     .await
 }
 
+/// Proves S42 of docs/semantics.md.
+///
 /// Goal: a replacement needs the token, an allowed change, the newcomer's own certificate, and silence; and
 /// every refusal is in the audit log. Method: each is missing once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,6 +215,8 @@ async fn what_the_policy_does_not_allow_is_refused_and_audited() {
     assert!(audited.iter().all(|(decision, _)| decision != "allowed"), "{audited:?}");
 }
 
+/// Proves S43 of docs/semantics.md.
+///
 /// Goal: a node that was silent is replaced, the layout names the newcomer, everybody who follows accepts
 /// both, and the old volume stays out. Method: a silence of a millisecond; the nodes of the test never speak.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

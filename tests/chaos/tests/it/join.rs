@@ -172,7 +172,9 @@ impl Scene {
     }
 }
 
-/// Proves S40, S42 and S43 of docs/semantics.md.
+/// Proves S40 of docs/semantics.md.
+/// Proves S42 of docs/semantics.md.
+/// Proves S43 of docs/semantics.md.
 ///
 /// Goal: a storage node that comes back without its volume has its place and share again, and no
 /// administrator did anything. Method: the volume is taken away under load; `coffer dev` starts the process
