@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use coffer_model::descriptor::Descriptor;
+use coffer_model::descriptor::{Descriptor, Followed};
 use coffer_model::id::{ChunkId, ClusterId, NodeId};
 use coffer_model::layout::Layout;
 use coffer_proto::v1 as pb;
@@ -79,7 +79,7 @@ impl View {
 /// The cluster.
 pub(crate) struct Cluster {
     id: ClusterId,
-    descriptor: RwLock<Arc<Descriptor>>,
+    followed: RwLock<Arc<Followed>>,
     members: Arc<Members>,
     channels: ChannelPool,
     view: RwLock<Option<Arc<View>>>,
@@ -95,8 +95,8 @@ impl Cluster {
         let options =
             ChannelOptions { request_timeout: Some(NODE_TIMEOUT), ..ChannelOptions::standard() };
         let channels = ChannelPool::new(tls, options, 4096);
-        let descriptor = RwLock::new(Arc::new(descriptor));
-        Self { id, descriptor, members, channels, view: RwLock::new(None) }
+        let followed = RwLock::new(Arc::new(Followed::new(descriptor)));
+        Self { id, followed, members, channels, view: RwLock::new(None) }
     }
 
     /// The view, once there is one.
@@ -126,8 +126,8 @@ impl Cluster {
 
     /// Asks the members how things are now.
     pub(crate) async fn refresh(&self) -> Result<(), Status> {
-        let known = Arc::clone(&self.descriptor.read().unwrap_or_else(PoisonError::into_inner));
-        let known_number = known.number;
+        let known = Arc::clone(&self.followed.read().unwrap_or_else(PoisonError::into_inner));
+        let known_number = known.descriptor.number;
         let answer = self
             .members
             .ask(async |channel| {
@@ -140,17 +140,17 @@ impl Cluster {
             .await?;
         let (records, status) = answer;
         let damaged = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
-        let latest = Descriptor::clone(&known)
-            .follow(&self.id, &records.successors)
-            .map_err(|error| damaged(&error))?;
-        let descriptor = Arc::new(latest);
+        let mut followed = Followed::clone(&known);
+        followed.follow(&self.id, &records.successors).map_err(|error| damaged(&error))?;
+        let followed = Arc::new(followed);
+        let descriptor = &followed.descriptor;
         if descriptor.number > known_number {
             tracing::info!(number = descriptor.number, "another descriptor is in force");
             self.members.follow(&descriptor.members);
-            let mut known = self.descriptor.write().unwrap_or_else(PoisonError::into_inner);
-            *known = Arc::clone(&descriptor);
+            let mut known = self.followed.write().unwrap_or_else(PoisonError::into_inner);
+            *known = Arc::clone(&followed);
         }
-        let verify = |signed: &[u8]| Layout::verify(signed, &self.id, &descriptor.administrators);
+        let verify = |signed: &[u8]| followed.verify_layout(signed, &self.id);
         let layout = verify(&records.layout).map_err(|error| damaged(&error))?;
         // One that is not good only makes fewer chunks found while the layout changes.
         let former_layouts: Vec<Layout> =

@@ -20,6 +20,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::batch::ProposeError;
 use crate::group::{Group, Process};
+use crate::heard::{Heard, Seat};
 use crate::peers::Peers;
 use crate::raft::Leadership;
 use crate::reads::ReadError;
@@ -46,6 +47,8 @@ pub(crate) struct Door {
     pub(crate) group: Arc<Group>,
     pub(crate) leadership: Leadership,
     pub(crate) peers: Peers,
+    /// Whom this member has heard from.
+    pub(crate) heard: Arc<Heard>,
     proofs: Arc<BoundedCache<Bytes, SessionProof>>,
     closed: Arc<AtomicBool>,
 }
@@ -61,7 +64,8 @@ pub(crate) enum Route {
 impl Door {
     pub(crate) fn new(group: Arc<Group>, leadership: Leadership, peers: Peers) -> Self {
         let proofs = Arc::new(BoundedCache::new(PROOFS_MAX, None));
-        Self { group, leadership, peers, proofs, closed: Arc::default() }
+        let (heard, closed) = (Arc::default(), Arc::default());
+        Self { group, leadership, peers, heard, proofs, closed }
     }
 
     /// Takes no more work: from now on every call is sent away.
@@ -200,6 +204,13 @@ impl Door {
         #[cfg(test)]
         let peer = peer.or_else(|| request.extensions().get());
         let process = peer.and_then(|peer| self.group.process(peer));
+        if let Some(process) = process {
+            let seat = match process {
+                Process::Member(member) => Seat::Member(member),
+                Process::Node(node) => Seat::Node(node),
+            };
+            self.heard.note(seat, Instant::now());
+        }
         process.ok_or_else(|| {
             let text = "the descriptor of this cluster does not name the calling process";
             status(Code::PermissionDenied, "NOT_IN_DESCRIPTOR", text, &[])

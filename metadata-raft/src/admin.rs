@@ -75,7 +75,7 @@ impl AdminService for Admin {
                 return Ok(Checked::InForce);
             }
             next.verify_next(&cluster, &former).map_err(|error| refused(&error))?;
-            keeps_holders(view, &wanted)?;
+            keeps_holders(view, &former, &wanted)?;
             keeps_layouts(view, &cluster, &wanted)?;
             Ok(Checked::Next)
         });
@@ -252,14 +252,15 @@ fn in_force(view: &View) -> Result<Descriptor, Status> {
     latest_descriptor(view).map_err(store_failed)?.ok_or_else(no_cluster)
 }
 
-/// A storage node that some layout still gives chunks to has to stay, or they would be out of reach.
-fn keeps_holders(view: &View, next: &Descriptor) -> Result<(), Status> {
+/// A storage node that some layout still gives chunks to has to stay, or they would be out of reach. One that
+/// was replaced has gone already.
+fn keeps_holders(view: &View, former: &Descriptor, next: &Descriptor) -> Result<(), Status> {
     let layouts = layouts(view)?;
     let gone = layouts
         .layouts
         .iter()
         .flat_map(Layout::holders_all)
-        .find(|node| next.node_key(*node).is_none());
+        .find(|node| former.node_key(*node).is_some() && next.node_key(*node).is_none());
     match gone {
         None => Ok(()),
         Some(node) => {
@@ -276,8 +277,7 @@ fn keeps_holders(view: &View, next: &Descriptor) -> Result<(), Status> {
 /// them.
 fn keeps_layouts(view: &View, cluster: &ClusterId, next: &Descriptor) -> Result<(), Status> {
     let signed = layouts(view)?.signed;
-    let is_theirs =
-        |signed: &Vec<u8>| Layout::verify(signed, cluster, &next.administrators).is_ok();
+    let is_theirs = |signed: &Vec<u8>| Layout::is_signed_by(signed, cluster, &next.administrators);
     if signed.iter().all(is_theirs) {
         return Ok(());
     }

@@ -35,6 +35,11 @@ pub struct Config {
     pub bootstrap: bool,
     /// `tls.ca`, `tls.certificate`, `tls.key`: PEM files.
     pub tls: TlsFiles,
+    /// `join_token_file`: the file of the join token, with which a member on a new volume asks for the place of
+    /// one whose volume is lost; left out: it does not.
+    pub join_token_file: Option<PathBuf>,
+    /// `replaces`: the id or the address of the lost one; needed with `join_token_file`.
+    pub replaces: Option<String>,
     /// `timing.*`.
     pub timing: Timing,
 }
@@ -73,6 +78,11 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
 
 impl Config {
     fn read(reader: &Reader<'_>) -> Self {
+        let (join_token_file, replaces) =
+            (reader.optional_path("join_token_file"), reader.optional_string("replaces"));
+        if join_token_file.is_some() && replaces.is_none() {
+            reader.fault("replaces", "the id or the address of the member to replace");
+        }
         Self {
             listen: reader.socket_addr("listen"),
             health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
@@ -88,8 +98,15 @@ impl Config {
                 certificate: tls.path("certificate"),
                 key: tls.path("key"),
             }),
+            join_token_file,
+            replaces,
             timing: reader.table("timing", read_timing),
         }
+    }
+
+    /// Where a member that the policy let in keeps the descriptors that name it, until it has the log.
+    pub(crate) fn joined_file(&self) -> PathBuf {
+        self.data_dir.join("successors")
     }
 
     /// Where the database stands.
@@ -147,6 +164,18 @@ mod tests {
         assert_eq!(config.timing, Timing::STANDARD);
         assert!(!config.bootstrap && config.health_listen.is_none());
         assert_eq!(config.store_dir(), Path::new("data/raft"));
+    }
+
+    #[test]
+    fn a_join_token_needs_a_place() {
+        let text = format!("join_token_file = \"token\"\n{FULL}");
+        let Err(ConfigError::Faults(faults)) = parse(&text, [], ENV_PREFIX, Config::read) else {
+            panic!("nobody is named")
+        };
+        assert_eq!(faults.faults()[0].key, "replaces");
+        let text = format!("replaces = \"metadata-1:7400\"\n{text}");
+        let config = parse(&text, [], ENV_PREFIX, Config::read).unwrap();
+        assert_eq!(config.replaces.as_deref(), Some("metadata-1:7400"));
     }
 
     #[test]

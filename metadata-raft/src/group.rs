@@ -16,6 +16,7 @@ use coffer_service::identity::ProcessIdentity;
 use coffer_service::peer::PeerId;
 
 use crate::clock::Clock;
+use crate::config::Config;
 
 /// A metadata member's role, as it stands in its certificate and on its volume.
 pub const ROLE: &str = "metadata";
@@ -96,6 +97,8 @@ pub(crate) fn member_of_peer(peer: &PeerId) -> Option<MemberId> {
 /// The signed records, checked.
 pub(crate) struct Records {
     pub(crate) cluster: ClusterId,
+    /// The first descriptor.
+    pub(crate) first: Descriptor,
     /// The latest descriptor that is known without the log.
     pub(crate) descriptor: Descriptor,
     /// The exact bytes of the first descriptor with its signatures.
@@ -105,13 +108,11 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    pub(crate) fn read(
-        descriptor_path: &Path,
-        successors_path: Option<&Path>,
-        layout_path: &Path,
-    ) -> Result<Self, GroupError> {
+    /// Reads them as the configuration says, and follows the files of later descriptors that there are.
+    pub(crate) fn read(config: &Config) -> Result<Self, GroupError> {
+        let (descriptor_path, layout_path) = (&config.descriptor, &config.layout);
         let signed_descriptor = read_bounded(descriptor_path)?;
-        let path = || descriptor_path.to_owned();
+        let path = || descriptor_path.clone();
         let signed: SignedDescriptor = decode("signed descriptor", &signed_descriptor)
             .map_err(|source| GroupError::Malformed { path: path(), source })?;
         let (cluster, descriptor) = signed
@@ -119,12 +120,14 @@ impl Records {
             .map_err(|source| GroupError::Descriptor { path: path(), source })?;
         let signed_layout = read_bounded(layout_path)?;
         Layout::verify(&signed_layout, &cluster, &descriptor.administrators)
-            .map_err(|source| GroupError::Layout { path: layout_path.to_owned(), source })?;
-        let descriptor = match successors_path {
-            Some(path) => follow_file(path, &cluster, descriptor)?,
-            None => descriptor,
-        };
-        Ok(Self { cluster, descriptor, signed_descriptor, signed_layout })
+            .map_err(|source| GroupError::Layout { path: layout_path.clone(), source })?;
+        let first = descriptor.clone();
+        let mut descriptor = descriptor;
+        let joined = Some(config.joined_file()).filter(|path| path.exists());
+        for path in joined.iter().chain(&config.successors) {
+            descriptor = follow_file(path, &cluster, descriptor)?;
+        }
+        Ok(Self { cluster, first, descriptor, signed_descriptor, signed_layout })
     }
 }
 
@@ -154,7 +157,8 @@ pub(crate) fn latest_descriptor(tables: &impl Tables) -> Result<Option<Descripto
     decode("descriptor", &signed.bytes).map(Some).map_err(damaged)
 }
 
-/// The last descriptor of a file of successors, of which each follows the one before.
+/// The last descriptor of a file of successors, of which each follows the one before; those that are known
+/// already are passed over.
 fn follow_file(
     path: &Path,
     cluster: &ClusterId,
@@ -163,12 +167,9 @@ fn follow_file(
     let malformed = |source| GroupError::Malformed { path: path.to_owned(), source };
     let successors: Vec<Vec<u8>> =
         decode("list of descriptors", &read_bounded(path)?).map_err(malformed)?;
-    successors.iter().try_fold(first, |former, bytes| {
-        let signed: SignedDescriptor = decode("signed descriptor", bytes).map_err(malformed)?;
-        signed
-            .verify_next(cluster, &former)
-            .map_err(|source| GroupError::Descriptor { path: path.to_owned(), source })
-    })
+    first
+        .follow(cluster, &successors)
+        .map_err(|source| GroupError::Descriptor { path: path.to_owned(), source })
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, GroupError> {

@@ -16,6 +16,8 @@ mod config;
 mod directory;
 mod duties;
 mod group;
+mod heard;
+mod join;
 mod listing;
 mod log;
 mod login;

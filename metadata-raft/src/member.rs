@@ -11,11 +11,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coffer_join::token::{JoinToken, TokenError};
+use coffer_join::{Asking, JoinError, Newcomer};
 use coffer_metadata_core::{Command, query};
+use coffer_model::encoding::encode;
 use coffer_model::id::MemberId;
 use coffer_model::log::SystemOp;
 use coffer_model::signing::{PublicKey, Signer};
+use coffer_proto::internal::join_service_server::JoinServiceServer;
 use coffer_service::channel::ChannelError;
+use coffer_service::files::{PRIVATE_FILE, write_atomically};
 use coffer_service::health::Health;
 use coffer_service::identity::{IdentityError, ProcessIdentity};
 use coffer_service::peer::{PeerId, peer_uri_id};
@@ -40,6 +45,8 @@ use crate::config::{Config, Timing};
 use crate::directory::Directory;
 use crate::duties::Duties;
 use crate::group::{Group, GroupError, ROLE, Records, latest_descriptor, member_id};
+use crate::heard::greet;
+use crate::join::{Join, Vouching};
 use crate::listing::Listings;
 use crate::log::LogStore;
 use crate::login::{Attempts, Guesses, Login};
@@ -65,7 +72,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often what is too old is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Calls by which members keep each other up to date, and nodes themselves.
-const QUIET: [&str; 8] = [
+const QUIET: [&str; 9] = [
+    "/coffer.internal.v1.MemberService/Greet",
     "/coffer.internal.v1.MemberService/Append",
     "/coffer.internal.v1.MemberService/Vote",
     "/coffer.internal.v1.MemberService/ReadClock",
@@ -127,6 +135,18 @@ pub enum MemberError {
         /// The cluster the volume belongs to.
         cluster: coffer_model::id::ClusterId,
     },
+    /// The join token cannot be used.
+    #[error(transparent)]
+    JoinToken(#[from] TokenError),
+    /// The descriptors that name this member cannot be kept.
+    #[error("cannot write {}", path.display())]
+    KeepDescriptors {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -168,8 +188,49 @@ pub fn init(data_dir: &Path) -> Result<(MemberId, PublicKey), InitError> {
 
 /// Runs a member until `shutdown`, or until it cannot go on.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), MemberError> {
+    if !join_if_new(&config, &shutdown).await? {
+        return Ok(());
+    }
     let listener = listen(config.listen).await?;
     run_on(config, listener, shutdown).await
+}
+
+/// Asks for the place of a lost member, where the configuration says so and this volume was never a member's.
+/// Says whether to go on: not if it was told to stop before it got in.
+pub(crate) async fn join_if_new(config: &Config, shutdown: &Shutdown) -> Result<bool, MemberError> {
+    let (Some(token), Some(replaces)) = (&config.join_token_file, &config.replaces) else {
+        return Ok(true);
+    };
+    let records = Records::read(config)?;
+    if Store::exists(&config.store_dir()) {
+        return Ok(true);
+    }
+    // Held until it is in, so that no other process takes the volume.
+    let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, None)?;
+    if identity.cluster().is_some() || records.check_named(&identity).is_ok() {
+        // It was a member once, or is one: what is wrong with that is said where it starts.
+        return Ok(true);
+    }
+    let token = JoinToken::read(token)?;
+    let tls = LiveTls::load(config.tls.clone(), ClientAuth::Required)?;
+    let asking = Asking {
+        cluster: records.cluster,
+        tls: &tls,
+        newcomer: Newcomer::Member { id: member_id(&identity), replaces: replaces.clone() },
+        key: identity.public_key(),
+        token: &token,
+    };
+    let successors = match coffer_join::join(asking, records.first, shutdown).await {
+        Ok(successors) => successors,
+        Err(JoinError::Dismissed) => {
+            return Err(MemberError::Dismissed { member: member_id(&identity) });
+        }
+        Err(JoinError::Stopped) => return Ok(false),
+    };
+    let path = config.joined_file();
+    write_atomically(&path, &encode(&successors), PRIVATE_FILE)
+        .map_err(|source| MemberError::KeepDescriptors { path, source })?;
+    Ok(true)
 }
 
 /// [`run`] on a listener that is there already; `listen` of the configuration is not used.
@@ -295,7 +356,10 @@ impl Running {
             Internal::new(door.clone(), reads.clone(), proposer.clone(), Arc::clone(&nodes));
         let snapshots = Snapshots::new(door.clone(), Arc::clone(&store));
         let admin = Admin { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
-        let services = routes(directory, login, cluster, internal, snapshots, admin, &health);
+        let vouching = Vouching { door: door.clone(), reads: reads.clone() };
+        let join = Join::new(vouching, proposer.clone());
+        let services = routes(directory, login, cluster, internal, snapshots, admin, &health)
+            .add_service(JoinServiceServer::new(join));
 
         let stop_serving = CancellationToken::new();
         let server = serve(Arc::clone(&tls), watch.layer(services), stop_serving.clone());
@@ -317,6 +381,7 @@ impl Running {
         let following =
             Following { door: door.clone(), reads: reads.clone(), dismissed: dismissed.clone() };
         tasks.spawn("descriptor", following.watch(tasks.token()));
+        tasks.spawn("greetings", greet(door.clone(), tasks.token()));
         let duties =
             Duties { door: door.clone(), reads: reads.clone(), proposer: proposer.clone() };
         tasks.spawn("duties", duties.clone().watch(tasks.token()));
@@ -324,7 +389,8 @@ impl Running {
             Leading { door: door.clone(), reads, proposer, nodes, health: health.clone() };
         tasks.spawn("leading", leading.watch(tasks.token()));
 
-        if config.bootstrap {
+        // Who came later, into a place that was given it, forms no group: there is one.
+        if config.bootstrap && group.records.first.member_key(group.me).is_some() {
             form_group(&raft, &group).await?;
         }
         tracing::info!(member = %group.me, cluster = %group.cluster(), "the member runs");
@@ -487,8 +553,7 @@ struct Opened {
 
 impl Opened {
     fn open(config: &Config) -> Result<Self, MemberError> {
-        let successors = config.successors.as_deref();
-        let records = Records::read(&config.descriptor, successors, &config.layout)?;
+        let records = Records::read(config)?;
         let cluster = records.cluster;
         let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, None)?;
         let path = config.store_dir();

@@ -38,6 +38,7 @@ use crate::codec::{
 };
 use crate::directory::Directory;
 use crate::group::Process;
+use crate::join::{Asked, Vouching};
 use crate::login::Login;
 use crate::nodes::{Condition, FAULT_BYTES_MAX, Nodes};
 use crate::placement;
@@ -70,7 +71,7 @@ impl Internal {
     }
 }
 
-/// All services of a member.
+/// All services of a member, but for the one that newcomers ask.
 pub(crate) fn routes(
     directory: Directory,
     login: Login,
@@ -268,6 +269,29 @@ impl MemberService for Internal {
     ) -> Result<Response<pb::GetCoreVersionResponse>, Status> {
         self.door.member(&request)?;
         Ok(Response::new(pb::GetCoreVersionResponse { version_max: CORE_VERSION_MAX }))
+    }
+
+    async fn greet(
+        &self,
+        request: Request<pb::GreetRequest>,
+    ) -> Result<Response<pb::GreetResponse>, Status> {
+        // To know who calls is to have heard from them.
+        self.door.process(&request)?;
+        Ok(Response::new(pb::GreetResponse {}))
+    }
+
+    async fn vouch_replacement(
+        &self,
+        request: Request<pb::VouchReplacementRequest>,
+    ) -> Result<Response<pb::VouchReplacementResponse>, Status> {
+        self.door.member(&request)?;
+        note(&request, |subject| subject.object = Some("replacement".to_owned()));
+        let message = request.get_ref();
+        let asked = Asked::new(&message.descriptor, &message.token_key, &message.token_signature)?;
+        let vouching = Vouching { door: self.door.clone(), reads: self.reads.clone() };
+        let signature = vouching.vouch(&asked, self.reads.local()).await?;
+        let signature = signature.as_bytes().to_vec().into();
+        Ok(Response::new(pb::VouchReplacementResponse { signature }))
     }
 
     async fn get_read_index(

@@ -62,7 +62,8 @@ pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start, and
 /// stands in docs/operations.md.
-pub const REFUSALS: [&str; 41] = [
+pub const REFUSALS: [&str; 46] = [
+    "AMBIGUOUS_SEAT",
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
@@ -70,6 +71,7 @@ pub const REFUSALS: [&str; 41] = [
     "DATA_TAMPERED",
     "DISK_FAILED",
     "DISK_FULL",
+    "DISMISSED",
     "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
     "NOT_AN_ADMINISTRATOR",
@@ -79,7 +81,9 @@ pub const REFUSALS: [&str; 41] = [
     "NOT_IN_DESCRIPTOR",
     "NOT_LEADER",
     "NOT_READY",
+    "NOT_SILENT",
     "NOT_YOURS",
+    "NO_POLICY",
     "NO_QUORUM",
     "OVERLOADED",
     "ROLLED_BACK",
@@ -104,6 +108,7 @@ pub const REFUSALS: [&str; 41] = [
     "TOO_MANY_ATTEMPTS",
     "TOO_SLOW",
     "WRONG_PASSWORD",
+    "WRONG_TOKEN",
 ];
 
 /// The other reasons: mistakes of callers, and answers that belong to normal work. They are counted together.

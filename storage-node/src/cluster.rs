@@ -9,10 +9,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
-use coffer_model::descriptor::{Descriptor, DescriptorError, SignedDescriptor};
+use coffer_model::descriptor::{Descriptor, DescriptorError, Followed, SignedDescriptor};
 use coffer_model::encoding::decode;
 use coffer_model::id::{ChunkId, ClusterId, NodeId};
 use coffer_model::layout::{Layout, LayoutError};
@@ -69,6 +69,7 @@ impl View {
 pub(crate) struct Cluster {
     id: ClusterId,
     folder: PathBuf,
+    followed: Mutex<Followed>,
     view: RwLock<View>,
     /// No member takes this node for one of the cluster's.
     is_disowned: AtomicBool,
@@ -82,23 +83,27 @@ impl Cluster {
         folder: PathBuf,
     ) -> Result<Self, ClusterError> {
         create_private_dir(&folder)?;
-        let mut newest = first;
-        while let Some(number) = newest.number.checked_add(1) {
+        let mut followed = Followed::new(first);
+        while let Some(number) = followed.descriptor.number.checked_add(1) {
             let bytes = match std::fs::read(folder.join(file_name(number))) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(error.into()),
             };
-            match verify_next(&bytes, &id, &newest) {
-                Ok(next) => newest = next,
-                Err(error) => {
-                    tracing::warn!(%error, number, "a stored descriptor is damaged; it is asked for again");
-                    break;
-                }
+            if let Err(error) = step(&mut followed, &bytes, &id) {
+                tracing::warn!(%error, number, "a stored descriptor is damaged; it is asked for again");
+                break;
             }
         }
-        let view = View { descriptor: Arc::new(newest), layouts: Arc::new([]) };
-        Ok(Self { id, folder, view: RwLock::new(view), is_disowned: AtomicBool::new(false) })
+        let view =
+            View { descriptor: Arc::new(followed.descriptor.clone()), layouts: Arc::new([]) };
+        Ok(Self {
+            id,
+            folder,
+            followed: Mutex::new(followed),
+            view: RwLock::new(view),
+            is_disowned: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn id(&self) -> &ClusterId {
@@ -107,6 +112,10 @@ impl Cluster {
 
     pub(crate) fn view(&self) -> View {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn followed(&self) -> MutexGuard<'_, Followed> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the members did not take this node for one of the cluster's when they were asked last.
@@ -123,10 +132,13 @@ impl Cluster {
     /// check out count.
     pub(crate) fn learn_descriptors(&self, signed: &[Bytes]) -> Result<(), ClusterError> {
         for bytes in signed {
-            let next = verify_next(bytes, &self.id, &self.view().descriptor)?;
+            let mut followed = self.followed().clone();
+            step(&mut followed, bytes, &self.id)?;
+            let next = followed.descriptor.clone();
             // First on the volume: a node that was taken out must not serve again after a restart.
             write_atomically(&self.folder.join(file_name(next.number)), bytes, PRIVATE_FILE)?;
             tracing::info!(number = next.number, "another descriptor is in force");
+            *self.followed() = followed;
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             view.descriptor = Arc::new(next);
         }
@@ -141,13 +153,13 @@ impl Cluster {
         former: &[Bytes],
     ) -> Result<(), ClusterError> {
         let known = self.view();
-        let administrators = &known.descriptor.administrators;
-        let current = Layout::verify(current, &self.id, administrators)?;
+        let followed = self.followed().clone();
+        let current = followed.verify_layout(current, &self.id)?;
         let version = current.version();
         let mut layouts = vec![current];
         for signed in former {
             // One that cannot be checked, as its administrator has gone, costs the others nothing.
-            let Ok(layout) = Layout::verify(signed, &self.id, administrators) else { continue };
+            let Ok(layout) = followed.verify_layout(signed, &self.id) else { continue };
             if layouts.last().is_some_and(|newer| layout.version() < newer.version()) {
                 layouts.push(layout);
             }
@@ -174,13 +186,9 @@ pub fn install_descriptors(data_dir: &Path, successors: &[Vec<u8>]) -> io::Resul
     Ok(())
 }
 
-fn verify_next(
-    bytes: &[u8],
-    cluster: &ClusterId,
-    former: &Descriptor,
-) -> Result<Descriptor, DescriptorError> {
+fn step(followed: &mut Followed, bytes: &[u8], cluster: &ClusterId) -> Result<(), DescriptorError> {
     let signed: SignedDescriptor = decode("cluster descriptor", bytes)?;
-    signed.verify_next(cluster, former)
+    followed.step(cluster, &signed)
 }
 
 fn file_name(number: u64) -> String {

@@ -58,6 +58,14 @@ pub struct Config {
     pub health_listen: Option<SocketAddr>,
     /// `audit_log`: the file of the audit log; left out: none is written.
     pub audit_log: Option<PathBuf>,
+    /// `join_token_file`: the file of the join token, with which a node on a new volume asks for the place of
+    /// one whose volume is lost; left out: it does not.
+    pub join_token_file: Option<PathBuf>,
+    /// `replaces`: the id of the lost one; left out: the members choose the one that was reached at the same
+    /// address, or else the only one of the zone that is silent.
+    pub replaces: Option<String>,
+    /// `zone`: the zone in which the members choose.
+    pub zone: String,
 }
 
 /// Reads the configuration from a file and the environment (`COFFER_STORAGE__…`).
@@ -94,6 +102,9 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         ),
         health_listen: reader.optional_parsed("health_listen", "an IP address and a port"),
         audit_log: reader.optional_path("audit_log"),
+        join_token_file: reader.optional_path("join_token_file"),
+        replaces: reader.optional_string("replaces"),
+        zone: reader.string_or("zone", ""),
     })
 }
 

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coffer_proto::MESSAGE_BYTES_MAX;
+use coffer_proto::internal as wire;
 use coffer_proto::internal::member_service_client::MemberServiceClient;
 use coffer_service::call::contained;
 use coffer_service::channel::{Channel, ChannelOptions, ChannelPool, host_of};
 use coffer_service::tls::LiveTls;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic::Status;
 
 use crate::cluster::Cluster;
@@ -15,6 +18,8 @@ use crate::store::StoreError;
 
 /// How long a member or sibling may take to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a greeting may take.
+const GREET_TIMEOUT: Duration = Duration::from_secs(2);
 /// Channels that are kept open.
 const CHANNELS_MAX: usize = 1024;
 
@@ -77,6 +82,23 @@ impl Members {
             }
         }
         Err(refusal)
+    }
+
+    /// Greets all members at once, and does not wait for long.
+    pub(crate) async fn greet(&self) {
+        let mut greetings = JoinSet::new();
+        for member in &self.cluster.view().descriptor.members {
+            let Ok(channel) = self.channels.channel(&member.address, host_of(&member.address))
+            else {
+                continue;
+            };
+            greetings.spawn(timeout(GREET_TIMEOUT, async move {
+                let request = wire::GreetRequest {};
+                contained(MemberServiceClient::new(channel).greet(request)).await
+            }));
+        }
+        // Who is not there hears nothing; that is all there is to it.
+        while greetings.join_next().await.is_some() {}
     }
 
     /// Asks the member at an address, and nobody else.

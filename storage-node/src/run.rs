@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coffer_model::descriptor::{DescriptorError, SignedDescriptor};
+use coffer_join::token::{JoinToken, TokenError};
+use coffer_join::{Asking, JoinError, Newcomer};
+use coffer_model::descriptor::{Descriptor, DescriptorError, SignedDescriptor};
 use coffer_model::encoding::{Malformed, decode};
-use coffer_model::id::NodeId;
+use coffer_model::id::{ClusterId, NodeId};
 use coffer_model::signing::{PublicKey, Signer};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::sibling_service_server::SiblingServiceServer;
@@ -87,6 +89,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The join token cannot be used.
+    #[error(transparent)]
+    JoinToken(#[from] TokenError),
     /// Calls cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
@@ -104,6 +109,9 @@ pub fn init(data_dir: &Path) -> Result<(NodeId, PublicKey), Error> {
 
 /// Runs a storage node until `shutdown`.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
+    if !join_if_new(&config, &shutdown).await? {
+        return Ok(());
+    }
     let node = Node::open(config)?;
     let address = node.config.listen;
     match TcpListener::bind(address).await {
@@ -130,13 +138,56 @@ struct Node {
     writer: JoinHandle<()>,
 }
 
+/// The cluster, and its first descriptor.
+fn first_descriptor(config: &Config) -> Result<(ClusterId, Descriptor), Error> {
+    let bytes = std::fs::read(&config.descriptor)
+        .map_err(|source| Error::ReadDescriptor { path: config.descriptor.clone(), source })?;
+    let signed: SignedDescriptor =
+        decode("cluster descriptor", &bytes).map_err(Error::Malformed)?;
+    signed.verify_first(None).map_err(Error::Descriptor)
+}
+
+/// Asks for the place of a lost node, where the configuration says so and no descriptor that is known here
+/// names this one. Says whether to go on: not if it was told to stop before it got in.
+async fn join_if_new(config: &Config, shutdown: &Shutdown) -> Result<bool, Error> {
+    let Some(token) = &config.join_token_file else { return Ok(true) };
+    let token = JoinToken::read(token).map_err(Error::JoinToken)?;
+    let (cluster, first) = first_descriptor(config)?;
+    // Held until it is in, so that no other process takes the volume.
+    let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, Some(&cluster))
+        .map_err(Error::Identity)?;
+    let id = NodeId::from_bytes(*identity.id());
+    let folder = config.data_dir.join(cluster::FOLDER);
+    let known = Cluster::open(cluster, first.clone(), folder);
+    let known = known.map_err(|error| Error::Descriptors(error.to_string()))?;
+    if known.view().descriptor.node_key(id) == Some(identity.public_key()) {
+        return Ok(true);
+    }
+    let tls = LiveTls::load(config.tls.clone(), ClientAuth::Optional).map_err(Error::Tls)?;
+    let asking = Asking {
+        cluster,
+        tls: &tls,
+        newcomer: Newcomer::Node {
+            id,
+            replaces: config.replaces.clone(),
+            zone: config.zone.clone(),
+            address: config.advertise.clone(),
+        },
+        key: identity.public_key(),
+        token: &token,
+    };
+    match coffer_join::join(asking, first, shutdown).await {
+        Ok(successors) => cluster::install_descriptors(&config.data_dir, &successors)
+            .map(|()| true)
+            .map_err(|error| Error::Descriptors(error.to_string())),
+        Err(JoinError::Dismissed) => Err(Error::NotNamed(id)),
+        Err(JoinError::Stopped) => Ok(false),
+    }
+}
+
 impl Node {
     fn open(config: Config) -> Result<Self, Error> {
-        let bytes = std::fs::read(&config.descriptor)
-            .map_err(|source| Error::ReadDescriptor { path: config.descriptor.clone(), source })?;
-        let signed: SignedDescriptor =
-            decode("cluster descriptor", &bytes).map_err(Error::Malformed)?;
-        let (cluster, first) = signed.verify_first(None).map_err(Error::Descriptor)?;
+        let (cluster, first) = first_descriptor(&config)?;
         let identity = ProcessIdentity::load_or_create(&config.data_dir, ROLE, Some(&cluster))
             .map_err(Error::Identity)?;
         let identity = Arc::new(identity);
@@ -226,6 +277,7 @@ impl Node {
             schedule,
             Members::new(Arc::clone(&cluster), &tls),
         );
+        let report_every = config.report_every;
         let pace = compact::Pace::of(&config);
         let compactor = Compactor::new(store.clone(), Arc::clone(&clock), pace, compaction);
         let completer = Completer::new(
@@ -244,6 +296,8 @@ impl Node {
             let served = health.spawn_plain(address, &part).await;
             served.map_err(|source| Error::Listen { address, source })?;
         }
+        let greeter = Members::new(Arc::clone(&cluster), &tls);
+        part.spawn("greet the members", greet(greeter, report_every, part.clone()));
         part.spawn("complete the store", completer.run(health.clone(), part.clone()));
         part.spawn("compare the store", comparer.run(part.clone()));
         part.spawn("compact the store", compactor.run(part.clone()));
@@ -275,6 +329,21 @@ impl Node {
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
         served.map_err(Error::Serve)?;
         if cluster.view().names(id) { Ok(()) } else { Err(Error::NotNamed(id)) }
+    }
+}
+
+/// Says to every member that this node is there, again and again. A report reaches one of them, and the
+/// leader; whether the node is silent is for each to know by itself.
+async fn greet(members: Members, every: Duration, part: Shutdown) {
+    loop {
+        tokio::select! {
+            () = part.cancelled() => return,
+            () = members.greet() => {}
+        }
+        tokio::select! {
+            () = part.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
     }
 }
 

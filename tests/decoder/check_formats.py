@@ -163,6 +163,22 @@ following = VECTORS["descriptor.md", "next descriptor"]
 start = d.Reader(raw(following))
 check("next descriptor", (start.u16(), start.u64(), start.option(start.hash)), (1, 1, CLUSTER))
 check("its hash", d.H("coffer/v1/descriptor", raw(following)).hex(), following["hash"])
+# A lost volume is replaced by the policy: one id and one key change, and the token is known by its hash.
+token = VECTORS["descriptor.md", "join token"]
+hashed = d.H("coffer/v1/join-token", raw(token, "key"))
+check("join token", hashed.hex(), token["hash"])
+policy = raw(VECTORS["descriptor.md", "descriptor with a policy"])
+check("descriptor with a policy", hashed in policy, True)
+replaced = raw(VECTORS["descriptor.md", "replacement of a node"])
+start = d.Reader(replaced)
+former = d.H("coffer/v1/descriptor", policy)
+check("replacement of a node", (start.u16(), start.u64(), start.option(start.hash)), (1, 3, former))
+changed = [at for at, (old, new) in enumerate(zip(policy, replaced)) if old != new and at > 43]
+check("its one seat", (len(policy), changed[-1] - changed[0] < 48), (len(replaced), True))
+signed = d.Reader(raw(VECTORS["layout.md", "layout with a replacement, as it travels"], "value"))
+base, _, pairs = signed.bytes(), signed.take(64), signed.list(lambda: (signed.id(), signed.id()))
+check("layout with a replacement", base, raw(VECTORS["layout.md", "next layout"]))
+check("whom it replaces", pairs, [(b"\x51" * 16, b"\x54" * 16)])
 proof = d.Reader(raw(VECTORS["layout.md", "proof of a share"]))
 check("proof of a share", (proof.id(), proof.u64(), proof.u64()), (b"\x53" * 16, 2, 7))
 release = d.Reader(raw(VECTORS["layout.md", "release"]))

@@ -35,7 +35,7 @@ use crate::output;
 pub(crate) use administrators::{AdminCommand, admin};
 pub(crate) use members::{MemberCommand, member};
 pub(crate) use nodes::{LayoutCommand, NodeCommand, layout, node};
-pub(crate) use orders::{OrderCommand, order};
+pub(crate) use orders::{OrderCommand, milliseconds, order};
 pub(crate) use words::time_text;
 
 /// The role in the identity file of an administrator's key.
@@ -55,7 +55,7 @@ pub(crate) struct KeyArgs {
     /// The folder of a `coffer dev` cluster: it says where the cluster is and has its first
     /// administrator's key
     #[arg(long, value_name = "DIR", env = "COFFER_DEV_DIR")]
-    dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
     /// The folder with the administrator's key
     #[arg(long, value_name = "DIR", env = "COFFER_ADMIN")]
     admin: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub(crate) struct KeyArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AdminArgs {
     #[command(flatten)]
-    key: KeyArgs,
+    pub(crate) key: KeyArgs,
     /// Only sign, and write the proposal to this file instead of submitting it
     ///
     /// Without this a proposal that other administrators have to sign as well is written into the current
@@ -102,17 +102,17 @@ pub(crate) fn volume(global: &Global, role: VolumeRole, dir: &Path) -> Result<()
 }
 
 /// An operator with a key.
-struct Operator<'a> {
+pub(crate) struct Operator<'a> {
     global: &'a Global,
     /// The folder of a `coffer dev` cluster.
-    dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
     key: ProcessIdentity,
-    cluster: Administration,
+    pub(crate) cluster: Administration,
     sign_to: Option<PathBuf>,
 }
 
 impl<'a> Operator<'a> {
-    async fn new(global: &'a Global, args: AdminArgs) -> Result<Self> {
+    pub(crate) async fn new(global: &'a Global, args: AdminArgs) -> Result<Self> {
         let operator = Self::with_key(global, args.key).await?;
         Ok(Self { sign_to: args.sign_to, ..operator })
     }
@@ -167,7 +167,7 @@ impl<'a> Operator<'a> {
 
     /// Signs the descriptor that `change` makes of the one in force, and puts it in force; if others have
     /// to sign it as well, this ends in [`Waits`].
-    async fn change(&mut self, change: impl FnOnce(&mut Descriptor)) -> Result<()> {
+    pub(crate) async fn change(&mut self, change: impl FnOnce(&mut Descriptor)) -> Result<()> {
         self.carry(self.cluster.propose_descriptor(change)).await
     }
 
@@ -201,7 +201,7 @@ impl<'a> Operator<'a> {
         found::make(dir, role)
     }
 
-    fn told(&self, text: &str) {
+    pub(crate) fn told(&self, text: &str) {
         if !self.global.json {
             output::remark(text);
         }
@@ -262,7 +262,7 @@ fn canonical(dir: Option<PathBuf>) -> Result<Option<PathBuf>> {
     dir.map(|dir| dir.canonicalize().with_context(|| dir.display().to_string())).transpose()
 }
 
-fn endpoint(global: &Global, dir: Option<&Path>) -> Result<Endpoint> {
+pub(crate) fn endpoint(global: &Global, dir: Option<&Path>) -> Result<Endpoint> {
     let (mut server, mut authority) = (global.server.clone(), global.ca.clone());
     if let Some(dir) = dir {
         server = found::load(dir)?.gateway().map(|gateway| gateway.to_string());
@@ -280,6 +280,6 @@ fn public_key_of(text: &str) -> Result<PublicKey> {
     Ok(PublicKey::from_bytes(bytes.context("a public key has 64 hexadecimal digits")?))
 }
 
-fn show(global: &Global, value: &serde_json::Value, text: &str) {
+pub(crate) fn show(global: &Global, value: &serde_json::Value, text: &str) {
     if global.json { output::json(value) } else { output::line(text) }
 }

@@ -9,6 +9,7 @@ use crate::admin::{
 };
 use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
+use crate::join::JoinCommand;
 use crate::machines::FoundArgs;
 use crate::roles::RoleArgs;
 use crate::sync::SyncArgs;
@@ -353,6 +354,9 @@ pub(crate) enum Command {
     /// Orders for the whole cluster: retention, quotas, invites
     #[command(subcommand)]
     Order(OrderCommand),
+    /// How lost volumes are replaced without an administrator
+    #[command(subcommand)]
+    Join(JoinCommand),
     /// Prepare the volume of a new storage node or member, and print its id and key
     Volume {
         /// What it is for

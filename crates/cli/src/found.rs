@@ -165,6 +165,54 @@ pub(crate) fn make(dir: &Path, role: Role) -> Result<Made> {
     Ok(Made { process, key })
 }
 
+/// Makes a new volume for a process that has lost its own, where the cluster's policy lets it in: it then asks
+/// for the place it had. Gives the process as it is from now on.
+pub(crate) fn renew_if_lost(dir: &Path, process: &Process) -> Result<Process> {
+    let is_lost = match process.role {
+        Role::Gateway => false,
+        Role::Metadata | Role::Storage => !data_dir(dir, &process.name).join("identity").exists(),
+    };
+    if !is_lost || !token_file(dir).exists() {
+        return Ok(process.clone());
+    }
+    let data = data_dir(dir, &process.name);
+    let id = match process.role {
+        Role::Metadata => coffer_metadata_raft::init(&data)?.0.to_string(),
+        _ => coffer_storage_node::init(&data)?.0.to_string(),
+    };
+    let process = Process { id, ..process.clone() };
+    let peer = peer_of(dir, &process.name, process.role)?;
+    let authority = OneBoxCa::load_or_create(&dir.join("secret"))?;
+    let tls_dir = dir.join(&process.name).join("tls");
+    let tls = authority.issue_into(&tls_dir, &[&process.name], &peer)?;
+    let is_later = successors_file(dir).exists();
+    let config = joining(dir, &process) + &config_text(dir, &process, &tls, false, is_later);
+    write_atomically(&config_file(dir, &process.name), config.as_bytes(), PRIVATE_FILE)?;
+    let mut founded = load(dir)?;
+    for listed in founded.processes.iter_mut().filter(|listed| listed.name == process.name) {
+        *listed = process.clone();
+    }
+    save(dir, &founded)?;
+    Ok(process)
+}
+
+/// What a process's configuration begins with that takes the place at its own address.
+fn joining(dir: &Path, process: &Process) -> String {
+    let token = toml::Value::String(token_file(dir).display().to_string());
+    match process.role {
+        Role::Metadata => {
+            format!("join_token_file = {token}\nreplaces = \"{}\"\n", process.address)
+        }
+        // The members know it by its address.
+        _ => format!("join_token_file = {token}\n"),
+    }
+}
+
+/// Where the join token of a `coffer dev` cluster is, if it has a policy.
+pub(crate) fn token_file(dir: &Path) -> PathBuf {
+    dir.join("secret/join-token")
+}
+
 /// Brings the folder in line with a descriptor: processes that were made here and that it names are listed,
 /// so that `coffer dev` starts them; those that it names no more are taken off the list, and stop.
 pub(crate) fn settle(dir: &Path, descriptor: &Descriptor, successors: &[Vec<u8>]) -> Result<()> {

@@ -10,6 +10,7 @@ mod doctor;
 mod exit;
 mod found;
 mod health;
+mod join;
 mod look;
 mod machines;
 mod output;
@@ -68,6 +69,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Layout(command) => admin::layout(cli.global, command).await,
         Command::Admin(command) => admin::admin(cli.global, command).await,
         Command::Order(command) => admin::order(cli.global, command).await,
+        Command::Join(command) => join::run(cli.global, command).await,
         Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
         Command::Metadata(args) => roles::run(Role::Metadata, args).await,
         Command::Storage(args) => roles::run(Role::Storage, args).await,

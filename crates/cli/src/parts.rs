@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
-use crate::found::{Process, Role, config_file};
+use crate::found::{self, Process, Role, config_file};
 use crate::output;
 use crate::roles::{DIE_WITH_PARENT, LogArgs, Server};
 
@@ -65,6 +65,7 @@ enum Body {
 impl Starter {
     /// Starts one part. It may still fail to come up, which [`Running::ended`] then tells.
     pub(crate) fn start(&self, process: &Process) -> Result<Running> {
+        let process = &found::renew_if_lost(&self.dir, process)?;
         let folder = self.dir.join(&process.name);
         let log = log_of(&self.dir, &process.name);
         let log = File::options()

@@ -15,10 +15,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("coffer-metadata-core", &["coffer-model"]),
     ("coffer-proto", &["coffer-model"]),
     ("coffer-service", &["coffer-model"]),
-    ("coffer-storage-node", &["coffer-model", "coffer-proto", "coffer-service"]),
+    ("coffer-join", &["coffer-model", "coffer-proto", "coffer-service"]),
+    ("coffer-storage-node", &["coffer-model", "coffer-proto", "coffer-service", "coffer-join"]),
     (
         "coffer-metadata-raft",
-        &["coffer-model", "coffer-proto", "coffer-service", "coffer-metadata-core"],
+        &["coffer-model", "coffer-proto", "coffer-service", "coffer-metadata-core", "coffer-join"],
     ),
     ("coffer-client", &["coffer-model", "coffer-crypto", "coffer-proto", "coffer-service"]),
     ("coffer-gateway", &["coffer-model", "coffer-proto", "coffer-service", "coffer-client"]),

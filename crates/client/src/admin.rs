@@ -5,7 +5,7 @@
 //! each on a machine of their own, and is then submitted. Where one signature is enough, the same three
 //! steps follow each other at once.
 
-use coffer_model::descriptor::Descriptor;
+use coffer_model::descriptor::{Descriptor, Followed};
 use coffer_model::encoding::encode;
 use coffer_model::id::{ClusterId, InodeId};
 use coffer_model::layout::Layout;
@@ -23,7 +23,7 @@ use crate::usage::HomeUsage;
 /// A cluster, as an administrator sees it.
 pub struct Administration {
     cluster: ClusterId,
-    descriptor: Descriptor,
+    followed: Followed,
     successors: Vec<Vec<u8>>,
     transport: GatewayTransport,
 }
@@ -43,7 +43,7 @@ impl Administration {
         let pinned = Pinned::meet(endpoint, state_dir).await?;
         Ok(Self {
             cluster: pinned.cluster,
-            descriptor: pinned.descriptor()?,
+            followed: pinned.followed()?,
             transport: pinned.transport()?,
             successors: pinned.successors,
         })
@@ -56,7 +56,7 @@ impl Administration {
 
     /// The latest descriptor.
     pub fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
+        &self.followed.descriptor
     }
 
     /// The signed descriptors after the first: what a new process is given along with that.
@@ -71,11 +71,12 @@ impl Administration {
 
     /// The layouts, checked.
     pub async fn layouts(&self) -> Result<Layouts, ClientError> {
-        let request = pb::GetDescriptorRequest { known_number: self.descriptor.number };
+        let request = pb::GetDescriptorRequest { known_number: self.descriptor().number };
         let answer = self.transport.get_descriptor(request).await;
         let answer = answer.map_err(|status| ClientError::of_status(&status))?;
         let verify = |signed: &[u8]| {
-            Layout::verify(signed, &self.cluster, &self.descriptor.administrators)
+            self.followed
+                .verify_layout(signed, &self.cluster)
                 .map_err(|error| ClientError::tampered(error.to_string()))
         };
         let former = answer.former_layouts.iter().map(|signed| verify(signed));
@@ -84,9 +85,9 @@ impl Administration {
 
     /// Proposes the descriptor that `change` makes of the one in force.
     pub fn propose_descriptor(&self, change: impl FnOnce(&mut Descriptor)) -> Proposal {
-        let mut next = self.descriptor.clone();
+        let mut next = self.descriptor().clone();
         next.number = next.number.saturating_add(1);
-        next.former = Some(self.descriptor.hash());
+        next.former = Some(self.descriptor().hash());
         change(&mut next);
         Proposal::of_descriptor(self.cluster, &next)
     }
@@ -148,15 +149,16 @@ impl Administration {
 
     /// Takes up the descriptors that came since.
     async fn follow(&mut self) -> Result<(), ClientError> {
-        let (latest, more) = later(&self.transport, &self.cluster, self.descriptor.clone()).await?;
-        self.descriptor = latest;
+        let known = self.descriptor().clone();
+        let (_, more) = later(&self.transport, &self.cluster, known).await?;
+        self.followed.follow(&self.cluster, &more)?;
         self.successors.extend(more);
         Ok(())
     }
 
     async fn present(&self) -> Result<Now, ClientError> {
         let (descriptor, _) =
-            later(&self.transport, &self.cluster, self.descriptor.clone()).await?;
+            later(&self.transport, &self.cluster, self.descriptor().clone()).await?;
         let order_number = self.status().await?.order_number;
         Ok(Now { cluster: self.cluster, descriptor, order_number })
     }
@@ -198,11 +200,10 @@ impl Administration {
         &self,
         administrators: &[PublicKey],
     ) -> Result<bool, ClientError> {
-        let request = pb::GetDescriptorRequest { known_number: self.descriptor.number };
+        let request = pb::GetDescriptorRequest { known_number: self.descriptor().number };
         let answer = self.transport.get_descriptor(request).await;
         let answer = answer.map_err(|status| ClientError::of_status(&status))?;
-        let is_theirs =
-            |signed: &[u8]| Layout::verify(signed, &self.cluster, administrators).is_ok();
+        let is_theirs = |signed: &[u8]| Layout::is_signed_by(signed, &self.cluster, administrators);
         let mut former = answer.former_layouts.iter();
         Ok(is_theirs(&answer.layout) && former.all(|signed| is_theirs(signed)))
     }

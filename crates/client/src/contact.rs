@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use coffer_model::descriptor::{Descriptor, SignedDescriptor};
+use coffer_model::descriptor::{Descriptor, Followed, SignedDescriptor};
 use coffer_model::encoding::{decode, encode};
 use coffer_model::hash::Hash;
 use coffer_model::id::ClusterId;
@@ -79,8 +79,14 @@ struct PinnedV1 {
 impl Pinned {
     /// The latest descriptor that was seen, verified by all before it.
     pub fn descriptor(&self) -> Result<Descriptor, ClientError> {
-        let first = self.descriptor.verify_first(Some(self.cluster))?.1;
-        Ok(first.follow(&self.cluster, &self.successors)?)
+        Ok(self.followed()?.descriptor)
+    }
+
+    /// What the descriptors that were seen say, each verified by the one before.
+    pub fn followed(&self) -> Result<Followed, ClientError> {
+        let mut followed = Followed::new(self.descriptor.verify_first(Some(self.cluster))?.1);
+        followed.follow(&self.cluster, &self.successors)?;
+        Ok(followed)
     }
 
     /// A transport to the gateway the cluster was met through.

@@ -13,13 +13,15 @@ use coffer_model::time::LogTime;
 use crate::tables::{Table, TableError, Tables};
 
 /// The latest version of the state machine that this software understands.
-pub const CORE_VERSION_MAX: u32 = 2;
+pub const CORE_VERSION_MAX: u32 = 3;
 /// The version a new cluster begins with. A later one comes into force by an op, once every member
 /// understands it. It never changes: a member that applies the first entry of a log years later has to come
 /// to the state that those came to who applied it first.
 pub const CORE_VERSION_FIRST: u32 = 2;
 /// The version that brought the changes of descriptor and layout, orders, purge and sealed sessions.
 pub(crate) const CORE_VERSION_CHANGES: u32 = 2;
+/// The version that brought the replacement of a lost volume by the standing policy.
+pub const CORE_VERSION_REPLACEMENT: u32 = 3;
 
 /// Which op set a leaf.
 #[derive(

@@ -16,6 +16,9 @@ pub const REPLICAS: u8 = 3;
 /// How many of them must be durable before a write is acknowledged.
 pub const REPLICAS_DURABLE: usize = 2;
 
+/// How many replacements a signed layout may carry; beyond, administrators have to sign it anew.
+pub const REPLACEMENTS_MAX: usize = 256;
+
 /// One slice of chunk-id space.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize,
@@ -63,6 +66,54 @@ pub enum LayoutError {
     /// Sizes or indices do not fit.
     #[error("the layout contradicts itself: {0}")]
     Inconsistent(&'static str),
+    /// It puts a storage node in the place of another that no descriptor put there.
+    #[error("the layout replaces storage node {0}, which the descriptors do not")]
+    NotReplaced(NodeId),
+}
+
+/// A layout as it travels: the bytes an administrator signed, and whom descriptors have put in whose place
+/// since. The list is not there where it is empty.
+struct SignedLayout {
+    bytes: Vec<u8>,
+    signature: Signature,
+    replaced: Vec<(NodeId, NodeId)>,
+}
+
+impl SignedLayout {
+    fn decode(signed: &[u8]) -> Result<Self, LayoutError> {
+        if let Ok((bytes, signature)) = decode("layout", signed) {
+            return Ok(Self { bytes, signature, replaced: Vec::new() });
+        }
+        let (bytes, signature, replaced): (_, _, Vec<_>) = decode("layout", signed)?;
+        if replaced.is_empty() || replaced.len() > REPLACEMENTS_MAX {
+            return Err(LayoutError::Inconsistent("it carries no replacements, or too many"));
+        }
+        Ok(Self { bytes, signature, replaced })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        if self.replaced.is_empty() {
+            encode(&(&self.bytes, &self.signature))
+        } else {
+            encode(&(&self.bytes, &self.signature, &self.replaced))
+        }
+    }
+
+    fn is_signed_by(&self, cluster: &ClusterId, administrators: &[PublicKey]) -> bool {
+        let signed =
+            |key: &PublicKey| key.verify(Domain::Layout, cluster, &self.bytes, &self.signature);
+        administrators.iter().any(|key| signed(key).is_ok())
+    }
+
+    /// The layout, with everybody in the place they have now.
+    fn layout(&self) -> Result<Layout, LayoutError> {
+        let mut layout: Layout = decode("layout", &self.bytes)?;
+        layout.check()?;
+        for (lost, new) in &self.replaced {
+            layout.replace(*lost, *new)?;
+        }
+        Ok(layout)
+    }
 }
 
 impl Layout {
@@ -152,31 +203,80 @@ impl Layout {
     pub fn sign(&self, cluster: &ClusterId, administrator: &impl Signer) -> Vec<u8> {
         let bytes = encode(self);
         let signature = administrator.sign(Domain::Layout, cluster, &bytes);
-        encode(&(bytes, signature))
+        SignedLayout { bytes, signature, replaced: Vec::new() }.encode()
     }
 
-    /// Reads and checks a signed layout.
+    /// Puts `new` in the place of `lost`, which makes the next version of the layout.
+    fn replace(&mut self, lost: NodeId, new: NodeId) -> Result<(), LayoutError> {
+        let not_replaced = LayoutError::NotReplaced(lost);
+        if self.nodes.contains(&new) {
+            return Err(not_replaced);
+        }
+        let place = self.nodes.iter_mut().find(|node| **node == lost).ok_or(not_replaced)?;
+        *place = new;
+        self.version = self
+            .version
+            .checked_add(1)
+            .ok_or(LayoutError::Inconsistent("there is no version after it"))?;
+        Ok(())
+    }
+
+    /// Reads and checks a layout that an administrator has signed as it is: one in which no descriptor has
+    /// replaced a storage node since.
     pub fn verify(
         signed: &[u8],
         cluster: &ClusterId,
         administrators: &[PublicKey],
     ) -> Result<Self, LayoutError> {
-        let (bytes, signature): (Vec<u8>, Signature) = decode("layout", signed)?;
-        administrators
-            .iter()
-            .find(|key| key.verify(Domain::Layout, cluster, &bytes, &signature).is_ok())
-            .ok_or(LayoutError::Signature)?;
-        let layout: Self = decode("layout", &bytes)?;
-        layout.check()?;
-        Ok(layout)
+        Self::verify_replaced(signed, cluster, administrators, &[])
+    }
+
+    /// Reads and checks a signed layout. `replaced` are the storage nodes that descriptors have put in the
+    /// place of others, as [`crate::descriptor::SignedDescriptor::verify_link`] says.
+    pub fn verify_replaced(
+        signed: &[u8],
+        cluster: &ClusterId,
+        administrators: &[PublicKey],
+        replaced: &[(NodeId, NodeId)],
+    ) -> Result<Self, LayoutError> {
+        let signed = SignedLayout::decode(signed)?;
+        if !signed.is_signed_by(cluster, administrators) {
+            return Err(LayoutError::Signature);
+        }
+        if let Some((lost, _)) = signed.replaced.iter().find(|pair| !replaced.contains(*pair)) {
+            return Err(LayoutError::NotReplaced(*lost));
+        }
+        signed.layout()
+    }
+
+    /// Whether one of these administrators has signed the layout, before any replacement.
+    pub fn is_signed_by(signed: &[u8], cluster: &ClusterId, administrators: &[PublicKey]) -> bool {
+        SignedLayout::decode(signed).is_ok_and(|it| it.is_signed_by(cluster, administrators))
+    }
+
+    /// The signed layout after this one in which `new` has the place of `lost`; none if `lost` has no place
+    /// in it. That a descriptor says so is for the caller to know.
+    pub fn with_replaced(
+        signed: &[u8],
+        lost: NodeId,
+        new: NodeId,
+    ) -> Result<Option<Vec<u8>>, LayoutError> {
+        let mut signed = SignedLayout::decode(signed)?;
+        let mut layout = signed.layout()?;
+        if !layout.nodes.contains(&lost) {
+            return Ok(None);
+        }
+        if signed.replaced.len() >= REPLACEMENTS_MAX {
+            return Err(LayoutError::Inconsistent("it carries too many replacements"));
+        }
+        layout.replace(lost, new)?;
+        signed.replaced.push((lost, new));
+        Ok(Some(signed.encode()))
     }
 
     /// Reads a signed layout whose signature was checked before it was kept: the administrators of
     /// that time may be others by now.
     pub fn of_checked(signed: &[u8]) -> Result<Self, LayoutError> {
-        let (bytes, _): (Vec<u8>, Signature) = decode("layout", signed)?;
-        let layout: Self = decode("layout", &bytes)?;
-        layout.check()?;
-        Ok(layout)
+        SignedLayout::decode(signed)?.layout()
     }
 }

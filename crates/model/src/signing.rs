@@ -37,6 +37,8 @@ pub enum Domain {
     Release,
     /// A message between processes of the cluster, bound to its sender.
     Process,
+    /// A descriptor in which a lost volume is replaced, signed by the join token and by members.
+    Replacement,
 }
 
 impl Domain {
@@ -55,6 +57,7 @@ impl Domain {
             Self::ShareProof => "coffer/v1/sign/share-proof",
             Self::Release => "coffer/v1/sign/release",
             Self::Process => "coffer/v1/sign/process",
+            Self::Replacement => "coffer/v1/sign/replacement",
         }
     }
 }

@@ -16,7 +16,8 @@ use coffer_model::bundle::{
 };
 use coffer_model::chunk::{ChunkClass, Redundancy, SealedChunk, ShardKey};
 use coffer_model::descriptor::{
-    Descriptor, Member, ReplacementPolicy, SignedDescriptor, StorageNode,
+    Descriptor, Link, Member, Replaced, ReplacementPolicy, SignedDescriptor, StorageNode,
+    join_token_hash,
 };
 use coffer_model::encoding::{decode, encode};
 use coffer_model::hash::{Hash, payload_hash};
@@ -77,6 +78,9 @@ fn administrator() -> Key {
 }
 fn member(number: u8) -> Key {
     Key::new(0x10 + number)
+}
+fn join_token() -> Key {
+    Key::new(0x40)
 }
 fn node(number: u8) -> Key {
     Key::new(0x20 + number)
@@ -566,6 +570,7 @@ fn build() -> Vec<Value> {
     tickets_and_receipts(&mut vectors);
     descriptor_and_layout(&mut vectors);
     changes_of_the_cluster(&mut vectors);
+    replacements(&mut vectors);
     vectors.list
 }
 
@@ -1145,6 +1150,67 @@ fn changes_of_the_cluster(vectors: &mut Vectors) {
         let bytes = vectors.encoding(&format!("system op: {name}"), &op, json!({}));
         assert_eq!(bytes[0], number);
     }
+}
+
+/// The descriptor before a replacement: with a policy.
+fn descriptor_with_policy() -> Descriptor {
+    let policy = ReplacementPolicy {
+        silent_ms_min: 600_000,
+        join_token: join_token_hash(&join_token().public_key()),
+    };
+    Descriptor {
+        number: 2,
+        former: Some(next_descriptor().hash()),
+        replacement: Some(policy),
+        ..next_descriptor()
+    }
+}
+
+fn replacements(vectors: &mut Vectors) {
+    let (former, token) = (descriptor_with_policy(), join_token());
+    vectors.page("descriptor.md");
+    vectors.add(
+        "join token",
+        json!({
+            "key": shown(token.public_key().as_bytes()),
+            "hash": join_token_hash(&token.public_key()).to_string(),
+        }),
+    );
+    vectors.encoding(
+        "descriptor with a policy",
+        &former,
+        json!({"hash": former.hash().to_string()}),
+    );
+    let lost = Replaced::Node { lost: node_id(1), new: node_id(4) };
+    let next = former.with_node_replaced(node_id(1), node_id(4), node(4).public_key()).unwrap();
+    let bytes = vectors.encoding("replacement of a node", &next, json!({}));
+    let name = "signature of the join token over the replacement of a node";
+    let by_token = vectors.signature(name, &token, Domain::Replacement, &bytes);
+    let name = "signature of a member over the replacement of a node";
+    let by_member = vectors.signature(name, &member(0), Domain::Replacement, &bytes);
+    let by_other = member(2).sign(Domain::Replacement, &cluster(), &bytes);
+    let signatures = vec![
+        (token.public_key(), by_token),
+        (member(0).public_key(), by_member),
+        (member(2).public_key(), by_other),
+    ];
+    let signed = SignedDescriptor { bytes, signatures };
+    let link = signed.verify_link(&cluster(), &former).unwrap().1;
+    assert_eq!(link, Link::Replacement(lost));
+    vectors.encoding("signed replacement of a node", &signed, json!({}));
+    let next = former.with_member_replaced(member_id(1), member_id(3), member(3).public_key());
+    let next = next.unwrap();
+    assert!(next.replaces_in(&former).is_ok());
+    vectors.encoding("replacement of a member", &next, json!({}));
+
+    vectors.page("layout.md");
+    let signed = next_layout().sign(&cluster(), &administrator());
+    let replaced = Layout::with_replaced(&signed, node_id(1), node_id(4)).unwrap().unwrap();
+    let administrators = [administrator().public_key()];
+    let pairs = [(node_id(1), node_id(4))];
+    let found = Layout::verify_replaced(&replaced, &cluster(), &administrators, &pairs).unwrap();
+    assert_eq!(found.version(), 3);
+    vectors.add("layout with a replacement, as it travels", json!({"value": shown(&replaced)}));
 }
 
 // -- tests ------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ use crate::snapshot::{Header, stream};
 use crate::store::{Meta, View, WriteFault, all_rows};
 
 mod administrators;
+mod join;
 mod kit;
 mod listings;
 pub(crate) mod simulation;

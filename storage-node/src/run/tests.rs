@@ -61,6 +61,10 @@ struct Members {
     world: Mutex<World>,
     reports: Mutex<BTreeMap<NodeId, wire::ReportNodeRequest>>,
     addresses: Mutex<BTreeMap<NodeId, String>>,
+    /// Ids of those who said that they are there.
+    greeted: Mutex<BTreeSet<[u8; 16]>>,
+    /// Nodes that have asked for rows since they were started: they know the time and the layout.
+    followed: Mutex<BTreeSet<NodeId>>,
     /// Chunks that commits have named, in order: the first one is at position 1.
     feed: Mutex<Vec<ChunkId>>,
 }
@@ -171,8 +175,10 @@ impl MemberService for MemberServer {
         request: Request<wire::ReadFeedRequest>,
     ) -> Result<Response<wire::ReadFeedResponse>, Status> {
         let request = request.into_inner();
+        let node = NodeId::try_from(request.node_id.as_ref()).unwrap();
+        self.0.followed.lock().unwrap().insert(node);
         let world = self.0.world();
-        let rows = self.0.rows(NodeId::try_from(request.node_id.as_ref()).unwrap(), &world);
+        let rows = self.0.rows(node, &world);
         let feed = self.0.feed();
         // A few rows at a time, so that there is more than one answer.
         let after = usize::try_from(request.after).unwrap();
@@ -227,6 +233,21 @@ impl MemberService for MemberServer {
         key.verify(Domain::ShareProof, &self.0.cluster, &request.proof, &signature).unwrap();
         world.proofs.push(proof);
         Ok(Response::new(wire::ProveShareResponse {}))
+    }
+
+    async fn greet(
+        &self,
+        request: Request<wire::GreetRequest>,
+    ) -> Result<Response<wire::GreetResponse>, Status> {
+        self.0.greeted.lock().unwrap().extend(peer_of(&request).map(|peer| *peer.id()));
+        Ok(Response::new(wire::GreetResponse {}))
+    }
+
+    async fn vouch_replacement(
+        &self,
+        _: Request<wire::VouchReplacementRequest>,
+    ) -> Result<Response<wire::VouchReplacementResponse>, Status> {
+        Err(Status::unimplemented("no node asks this"))
     }
 
     async fn release_chunks(
@@ -369,6 +390,8 @@ impl Cluster {
             cluster: id,
             world: Mutex::new(world),
             reports: Mutex::default(),
+            greeted: Mutex::default(),
+            followed: Mutex::default(),
             addresses: Mutex::default(),
             feed: Mutex::default(),
         });
@@ -422,6 +445,9 @@ impl Cluster {
             compact_bytes_per_second: 20 << 20,
             health_listen: None,
             audit_log: None,
+            join_token_file: None,
+            replaces: None,
+            zone: String::new(),
         }
     }
 
@@ -433,12 +459,16 @@ impl Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let node = Node::open(change(self.config(at, &address))).unwrap();
+        self.members.followed.lock().unwrap().remove(&self.nodes[at]);
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move { node.serve(listener, &stop).await });
         let running = Running { address, shutdown, task };
         self.until(|| {
-            self.members.addresses.lock().unwrap().get(&self.nodes[at]) == Some(&running.address)
+            let known = self.members.addresses.lock().unwrap().get(&self.nodes[at]).cloned();
+            // It has reported, and taken up what it was told.
+            known.as_ref() == Some(&running.address)
+                && self.members.followed.lock().unwrap().contains(&self.nodes[at])
         })
         .await;
         running
@@ -739,6 +769,18 @@ async fn a_node_without_capacity_fetches_only_what_it_had() {
     assert_eq!(cluster.get(&node, &chunks).await, bytes(&chunks));
     node.stop().await;
     sibling.stop().await;
+}
+
+/// Goal: every member hears of a node by itself. Method: what the member of the test was greeted by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_greets_the_members() {
+    let cluster = Cluster::new().await;
+    let node = cluster.start(0).await;
+    let id = *cluster.nodes[0].as_bytes();
+    for _ in 0..2 {
+        cluster.until(|| cluster.members.greeted.lock().unwrap().remove(&id)).await;
+    }
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

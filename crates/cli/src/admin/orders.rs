@@ -114,7 +114,7 @@ pub(crate) async fn order(global: Global, command: OrderCommand) -> Result<()> {
     }
 }
 
-fn milliseconds(text: &str) -> Result<u64> {
+pub(crate) fn milliseconds(text: &str) -> Result<u64> {
     let wrong = || format!("{text} is no time; give a number and s, m, h or d");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).with_context(wrong)?;
     let unit: u64 = match unit {

@@ -1,8 +1,9 @@
 //! System ops, one function each. No user signs them; each says whether it checks out. What does not
 //! changes nothing and is not logged.
 
-use coffer_model::descriptor::SignedDescriptor;
+use coffer_model::descriptor::{Link, Replaced, SignedDescriptor};
 use coffer_model::encoding::{decode, encode};
+use coffer_model::id::NodeId;
 use coffer_model::layout::Layout;
 use coffer_model::log::{ClockReading, LogBody, NodeReport, SystemOp};
 use coffer_model::merkle::Frontier;
@@ -13,8 +14,8 @@ use coffer_model::time::LogTime;
 
 use crate::apply::{append, cluster, core_version, purge};
 use crate::state::{
-    CORE_VERSION_CHANGES, CORE_VERSION_FIRST, CORE_VERSION_MAX, FORMER_LAYOUTS_MAX, InodeState,
-    Layouts, load, meta, store,
+    CORE_VERSION_CHANGES, CORE_VERSION_FIRST, CORE_VERSION_MAX, CORE_VERSION_REPLACEMENT,
+    FORMER_LAYOUTS_MAX, InodeState, Layouts, load, meta, store,
 };
 use crate::tables::{Overlay, Table, TableError, Tables};
 
@@ -35,7 +36,7 @@ pub(crate) fn apply<T: Tables>(tables: &mut Overlay<T>, op: &SystemOp) -> Result
         }
         _ if in_force < CORE_VERSION_CHANGES => None,
         SystemOp::NextDescriptor { descriptor } => {
-            next_descriptor(tables, descriptor)?.then_some(time)
+            next_descriptor(tables, descriptor, in_force)?.then_some(time)
         }
         SystemOp::NextLayout { layout } => next_layout(tables, layout)?.then_some(time),
         SystemOp::ShareProof { proof, signature } => {
@@ -131,12 +132,47 @@ fn node_report<T: Tables>(
     Ok(true)
 }
 
-fn next_descriptor<T: Tables>(tables: &mut Overlay<T>, bytes: &[u8]) -> Result<bool, TableError> {
+fn next_descriptor<T: Tables>(
+    tables: &mut Overlay<T>,
+    bytes: &[u8],
+    in_force: u32,
+) -> Result<bool, TableError> {
     let Some((former, cluster)) = cluster(tables)? else { return Ok(false) };
     let Ok(signed) = decode::<SignedDescriptor>("descriptor", bytes) else { return Ok(false) };
-    let Ok(next) = signed.verify_next(&cluster, &former) else { return Ok(false) };
+    let Ok((next, link)) = signed.verify_link(&cluster, &former) else { return Ok(false) };
+    if let Link::Replacement(replaced) = link {
+        if in_force < CORE_VERSION_REPLACEMENT {
+            return Ok(false);
+        }
+        if let Replaced::Node { lost, new } = replaced
+            && !replace_in_layout(tables, lost, new)?
+        {
+            return Ok(false);
+        }
+    }
     tables.put(Table::Descriptors, &next.number.to_be_bytes(), bytes.to_vec());
     tables.put(Table::Meta, meta::DESCRIPTOR_NUMBER, store(&next.number));
+    Ok(true)
+}
+
+/// Gives the share of a lost storage node to the new one, where it has one. The new one has proven nothing,
+/// so the layout before stays readable. Says whether there is room for that.
+fn replace_in_layout<T: Tables>(
+    tables: &mut Overlay<T>,
+    lost: NodeId,
+    new: NodeId,
+) -> Result<bool, TableError> {
+    let Some(layouts) = Layouts::load(tables)? else { return Ok(false) };
+    match Layout::with_replaced(&layouts.signed[0], lost, new) {
+        Ok(Some(_)) if layouts.former().len() >= FORMER_LAYOUTS_MAX => return Ok(false),
+        Ok(Some(next)) => put_in_force(tables, &layouts, &next)?,
+        // It holds nothing: a layout that comes later may change that.
+        Ok(None) => {}
+        Err(_) => return Ok(false),
+    }
+    // Its address is that of a process that does not belong any more, and it proves nothing.
+    tables.delete(Table::Nodes, lost.as_bytes());
+    tables.delete(Table::Proofs, lost.as_bytes());
     Ok(true)
 }
 
@@ -154,12 +190,21 @@ fn next_layout<T: Tables>(tables: &mut Overlay<T>, signed: &[u8]) -> Result<bool
     if !follows {
         return Ok(false);
     }
+    put_in_force(tables, &layouts, signed)?;
+    Ok(true)
+}
+
+/// Puts the next layout in force; what was in force is the newest of the former ones.
+fn put_in_force<T: Tables>(
+    tables: &mut Overlay<T>,
+    layouts: &Layouts,
+    signed: &[u8],
+) -> Result<(), TableError> {
     let position: u64 = load(tables, Table::Meta, meta::FEED)?.unwrap_or(0);
     tables.put(Table::Meta, meta::LAYOUT, signed.to_vec());
-    // What was in force is the newest of the former ones.
     tables.put(Table::Meta, meta::FORMER_LAYOUTS, store(&layouts.signed));
     tables.put(Table::Meta, meta::LAYOUT_SINCE, store(&position));
-    Ok(true)
+    Ok(())
 }
 
 fn share_proof<T: Tables>(

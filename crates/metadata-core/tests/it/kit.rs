@@ -289,6 +289,24 @@ impl Cluster {
         decode("descriptor", &signed.bytes).unwrap()
     }
 
+    /// The version of the state machine in which lost volumes can be replaced.
+    pub(crate) fn of_version_3(mut self) -> Self {
+        self.system(SystemOp::CoreVersion { version: 3 });
+        assert_eq!(query::core_version(&self.tables).unwrap(), 3);
+        self
+    }
+
+    /// A next descriptor as the standing policy allows it: by the token and the first members.
+    pub(crate) fn replacement(&self, next: &Descriptor, token: &Key, members: usize) -> SystemOp {
+        let bytes = encode(next);
+        let members = self.members.iter().take(members).map(|(_, key)| key);
+        let signatures = std::iter::once(token)
+            .chain(members)
+            .map(|key| (key.public_key(), key.sign(Domain::Replacement, &self.id, &bytes)))
+            .collect();
+        SystemOp::NextDescriptor { descriptor: encode(&SignedDescriptor { bytes, signatures }) }
+    }
+
     /// A good next descriptor with a change.
     pub(crate) fn next_descriptor(&self, change: impl FnOnce(&mut Descriptor)) -> Descriptor {
         let former = self.descriptor();

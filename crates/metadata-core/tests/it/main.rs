@@ -13,6 +13,7 @@ mod placement;
 mod purge;
 mod random;
 mod refusals;
+mod replacement;
 mod sealed;
 mod store;
 mod stories;

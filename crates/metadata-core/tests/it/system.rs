@@ -93,6 +93,11 @@ fn a_version_comes_into_force_one_by_one() {
     for version in [0, 1, 2, CORE_VERSION_MAX + 2, u32::MAX] {
         check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });
     }
+    check_logged(&mut cluster, SystemOp::CoreVersion { version: 3 });
+    assert_eq!(query::core_version(&cluster.tables).unwrap(), 3);
+    for version in [2, 3, CORE_VERSION_MAX + 2] {
+        check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });
+    }
     let mut cluster = Cluster::new().of_version_1();
     for version in [0, 1, 3] {
         check_ignored("not the next", &mut cluster, SystemOp::CoreVersion { version });

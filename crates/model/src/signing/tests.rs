@@ -122,7 +122,7 @@ fn a_signature_has_no_twin() {
 /// A signature for one purpose, cluster or message is none for another.
 #[test]
 fn a_signature_is_for_one_purpose_in_one_cluster() {
-    const DOMAINS: [Domain; 10] = [
+    const DOMAINS: [Domain; 11] = [
         Domain::Bundle,
         Domain::Session,
         Domain::SessionProof,
@@ -133,6 +133,7 @@ fn a_signature_is_for_one_purpose_in_one_cluster() {
         Domain::ClockReading,
         Domain::NodeReport,
         Domain::Process,
+        Domain::Replacement,
     ];
     let (key, public) = signer();
     let (here, there) = (ClusterId::from_bytes([1; 32]), ClusterId::from_bytes([2; 32]));

@@ -720,6 +720,8 @@ fn config_of(
         descriptor: path("descriptor"),
         successors: None,
         audit_log: None,
+        join_token_file: None,
+        replaces: None,
         layout: path("layout"),
         opaque_setup: path("opaque.setup"),
         bootstrap: number == 0,

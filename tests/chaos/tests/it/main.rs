@@ -12,6 +12,7 @@ mod crowds;
 mod faults;
 mod files;
 mod hot_directory;
+mod join;
 mod large;
 mod linear;
 mod machines;

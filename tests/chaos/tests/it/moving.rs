@@ -16,30 +16,30 @@ use coffer_proto::v1::{GetStatusResponse, NodeStatus};
 const FILES: u64 = 20;
 
 /// Somebody who writes and reads all the time.
-struct Worker {
+pub(crate) struct Worker {
     stop: Arc<AtomicBool>,
     done: tokio::task::JoinHandle<Worked>,
 }
 
 /// What came of it.
 #[derive(Default)]
-struct Worked {
-    operations: u64,
-    failures: Vec<String>,
-    content: BTreeMap<u64, Vec<u8>>,
+pub(crate) struct Worked {
+    pub(crate) operations: u64,
+    pub(crate) failures: Vec<String>,
+    pub(crate) content: BTreeMap<u64, Vec<u8>>,
 }
 
-fn path(file: u64) -> RemotePath {
+pub(crate) fn path(file: u64) -> RemotePath {
     format!("/alice/file-{file}").parse().unwrap()
 }
 
 /// Other bytes for each round; more than fits without a chunk.
-fn content_of(round: u64) -> Vec<u8> {
+pub(crate) fn content_of(round: u64) -> Vec<u8> {
     noise(round, 40_000)
 }
 
 impl Worker {
-    fn start(session: Session) -> Self {
+    pub(crate) fn start(session: Session) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let done = tokio::spawn(async move {
@@ -76,20 +76,20 @@ impl Worker {
         Self { stop, done }
     }
 
-    async fn stop(self) -> Worked {
+    pub(crate) async fn stop(self) -> Worked {
         self.stop.store(true, Ordering::Relaxed);
         self.done.await.unwrap()
     }
 }
 
-fn operate(cluster: &Cluster, args: &[&str]) -> String {
+pub(crate) fn operate(cluster: &Cluster, args: &[&str]) -> String {
     let dir = cluster.cluster_dir();
     let args = [args, &["--dir", dir.to_str().unwrap()]].concat();
     cluster.coffer("operator", &args).unwrap()
 }
 
 /// Every node of the layout in force has proven its share of it.
-fn is_proven(status: &GetStatusResponse) -> bool {
+pub(crate) fn is_proven(status: &GetStatusResponse) -> bool {
     let proven = |node: &NodeStatus| node.proven_layout == status.layout_version;
     status.former_layouts == 0 && status.nodes.iter().filter(|node| node.in_layout).all(proven)
 }
@@ -178,7 +178,7 @@ fn a_zone_is_lost_and_nobody_notices() {
     assert!(worked.operations > 100, "{}", worked.operations);
 }
 
-fn get(cluster: &Cluster, path: &str) -> Vec<u8> {
+pub(crate) fn get(cluster: &Cluster, path: &str) -> Vec<u8> {
     let target = cluster.work_dir().unwrap().join("got");
     let target = target.to_str().unwrap();
     cluster.coffer("alice", &["get", "--force", path, target]).unwrap();
