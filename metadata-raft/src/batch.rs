@@ -134,6 +134,13 @@ impl Proposer {
     }
 }
 
+/// Whether a cluster begins with this batch.
+fn founds(batch: &[Waiting]) -> bool {
+    let is_genesis =
+        |command: &Command| matches!(command, Command::System(SystemOp::Genesis { .. }));
+    batch.iter().any(|waiting| waiting.command.as_ref().is_some_and(is_genesis))
+}
+
 impl Batcher {
     async fn run(self, mut queue: mpsc::Receiver<Waiting>, shutdown: &Shutdown) {
         let under_way = Arc::new(Semaphore::new(ENTRIES_MAX));
@@ -156,11 +163,10 @@ impl Batcher {
                 answer_all(batch, refusal);
                 continue;
             }
-            let tick = if last_tick.is_none_or(|last| last.elapsed() >= self.tick_every) {
-                readings(&self.group, &self.peers).await
-            } else {
-                None
-            };
+            // Those before the genesis did not count.
+            let due = last_tick.is_none_or(|last| last.elapsed() >= self.tick_every);
+            let tick =
+                if due || founds(&batch) { readings(&self.group, &self.peers).await } else { None };
             if tick.is_some() {
                 last_tick = Some(Instant::now());
             }
@@ -184,10 +190,7 @@ impl Batcher {
         shutdown: &Shutdown,
     ) {
         // Before there is a cluster no tick counts, so the one with the genesis comes after it.
-        let genesis = batch.iter().any(|waiting| {
-            matches!(waiting.command, Some(Command::System(SystemOp::Genesis { .. })))
-        });
-        let (first, last) = if genesis { (None, tick) } else { (tick, None) };
+        let (first, last) = if founds(&batch) { (None, tick) } else { (tick, None) };
         let ticks = usize::from(first.is_some());
         let mut commands: Vec<Command> = first.into_iter().map(Command::System).collect();
         let mut answers = Vec::with_capacity(batch.len());
