@@ -62,16 +62,18 @@ pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start, and
 /// stands in docs/operations.md.
-pub const REFUSALS: [&str; 46] = [
+pub const REFUSALS: [&str; 48] = [
     "AMBIGUOUS_SEAT",
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
     "CHUNK_ID_INVALID",
     "CHUNK_TOO_LARGE",
+    "CLOCKS_DIFFER",
     "DATA_TAMPERED",
     "DISK_FAILED",
     "DISK_FULL",
     "DISMISSED",
+    "GATEWAY_CLOCK",
     "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
     "NOT_AN_ADMINISTRATOR",
@@ -112,7 +114,7 @@ pub const REFUSALS: [&str; 46] = [
 ];
 
 /// The other reasons: mistakes of callers, and answers that belong to normal work. They are counted together.
-pub const OTHER_REASONS: [&str; 82] = [
+pub const OTHER_REASONS: [&str; 87] = [
     "ANSWER_TOO_LARGE",
     "ANSWER_UNREADABLE",
     "ARGUMENT_INVALID",
@@ -120,8 +122,11 @@ pub const OTHER_REASONS: [&str; 82] = [
     "BUSY",
     "CHUNK_EMPTY",
     "CLUSTER_UNAVAILABLE",
+    "CONTENT_MISSING",
     "CONTENT_TOO_LARGE",
+    "CORE_VERSION",
     "DENIED",
+    "DESCRIPTOR_TOO_LARGE",
     "DIRECTORY_NOT_EMPTY",
     "ENGINE_FAILED",
     "FILE_EXISTS",
@@ -147,12 +152,14 @@ pub const OTHER_REASONS: [&str; 82] = [
     "NOT_APPLIED",
     "NOT_A_DIRECTORY",
     "NOT_A_FILE",
+    "NOT_A_REPLACEMENT",
     "NOT_FOUND",
     "NOT_NEXT",
     "NO_CLUSTER",
     "NO_MEMBER",
     "NO_RANDOMNESS",
     "NO_SNAPSHOTS",
+    "NO_SUCH_SEAT",
     "OBJECT",
     "ORDER_TOO_LARGE",
     "OTHER_HOME",
