@@ -205,6 +205,8 @@ fn every_reason_of_a_refusal_is_listed() {
             }
         }
     }
+    // It is a constant, for clients look for it as well.
+    answered.insert(coffer_model::session::PROOF_EXPIRED.to_owned());
     assert!(answered.contains("TOO_SLOW") && answered.len() > 100, "{answered:?}");
     let listed = coffer_proto::REFUSALS.iter().chain(&coffer_proto::OTHER_REASONS);
     let listed: BTreeSet<String> = listed.map(|reason| (*reason).to_owned()).collect();
