@@ -15,6 +15,7 @@ use coffer_service::call::contained;
 use coffer_service::channel::Channel;
 use coffer_service::server::peer_of;
 use coffer_service::status::{status, status_with_retry};
+use tokio::sync::Semaphore;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
@@ -294,10 +295,18 @@ pub(crate) fn query_refused(error: QueryError) -> Status {
     }
 }
 
+/// Reads of the store that run at a time. More threads would not read faster, and each would keep memory of
+/// its own.
+const READS_AT_ONCE: usize = 16;
+
+static READERS: Semaphore = Semaphore::const_new(READS_AT_ONCE);
+
 /// Runs work that reads the store off the async threads.
 pub(crate) async fn reading<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
+    // It is never closed.
+    let _turn = READERS.acquire().await;
     blocking(work).await.unwrap_or_else(|error| {
         tracing::error!(%error, "a read failed");
         Err(status(Code::Internal, "READ_FAILED", "the read failed", &[]))

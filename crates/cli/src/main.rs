@@ -33,9 +33,16 @@ use crate::found::Role;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
+/// Threads for what waits for a disk. Each keeps some megabytes for what it allocates, so hundreds of them
+/// would take more memory than everything else.
+const BLOCKING_THREADS_MAX: usize = 32;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build();
     let outcome = match runtime {
         Ok(runtime) => {
             let outcome = runtime.block_on(run(cli));

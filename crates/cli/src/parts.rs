@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
+use crate::BLOCKING_THREADS_MAX;
 use crate::found::{self, Process, Role, config_file};
 use crate::output;
 use crate::roles::{DIE_WITH_PARENT, LogArgs, Server};
@@ -118,6 +119,7 @@ impl Starter {
         let entering = part.clone();
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name(name)
             .on_thread_start(move || entering.enter())
             .enable_all()
