@@ -23,11 +23,17 @@ fn a_pipe_that_is_silent_for_longer_than_promises_last_becomes_a_file() {
     let mut pipe = put.stdin.take().unwrap();
     pipe.write_all(&content[..2 * MIB]).unwrap();
     let status = || cluster.status("alice").unwrap();
+    // Each on two nodes; the third copy of what no commit names may be missing.
     wait_for("two chunks to be stored", || {
-        let stored = |node: &Value| node["chunks"].as_u64() >= Some(2);
-        Ok(status()["nodes"].as_array().unwrap().iter().all(stored).then_some(()))
+        if let Some(ended) = put.try_wait()? {
+            anyhow::bail!("the put has ended with {ended}");
+        }
+        let status = status();
+        let nodes = status["nodes"].as_array().unwrap();
+        let copies: u64 = nodes.iter().filter_map(|node| node["chunks"].as_u64()).sum();
+        Ok((copies >= 4).then_some(()))
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error}: {:#}", status()["nodes"]));
     let since = status()["log_time_ms"].as_u64();
     let mut turn = 0;
     wait_for("the first promises to have run out", || {
