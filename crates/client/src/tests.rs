@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use coffer_crypto::random::write_id;
 use coffer_model::chunk::ChunkClass;
+use coffer_model::descriptor::Descriptor;
 use coffer_model::name::RemotePath;
 use coffer_model::object::Kind;
 use tempfile::TempDir;
@@ -753,4 +754,17 @@ async fn pages_go_on_from_their_token_and_from_no_other() {
     }
     let listing = world.session.list_page(&home, false, 3, Some(&token)).await;
     assert!(matches!(listing, Err(ClientError::WrongPageToken)), "{listing:?}");
+}
+
+/// Goal: of calls that meet a new storage node at once, none takes its receipts for forged because another one
+/// has asked for the descriptor first. Method: a session learns of a later descriptor while a call goes by
+/// the one before.
+#[tokio::test]
+async fn a_descriptor_that_another_call_has_learnt_of_counts() {
+    let world = World::new().await;
+    let wire = world.session.wire();
+    let known = wire.descriptor.get();
+    assert!(!wire.knows_later(known.number).await.unwrap());
+    wire.descriptor.learn(Descriptor { number: known.number + 1, ..Descriptor::clone(&known) });
+    assert!(wire.knows_later(known.number).await.unwrap());
 }

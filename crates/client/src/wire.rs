@@ -27,12 +27,17 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Asks for descriptors after the one that is known. Says whether there was a later one.
-    pub(crate) async fn follow_descriptor(&self) -> Result<bool, ClientError> {
+    /// Whether there is a later descriptor than the one of this number: one that another call has learnt of
+    /// meanwhile, or one that is asked for now.
+    pub(crate) async fn knows_later(&self, number: u64) -> Result<bool, ClientError> {
         let known = self.descriptor.get();
+        if known.number > number {
+            return Ok(true);
+        }
         let (latest, _) =
             contact::later(&*self.transport, &self.cluster, Descriptor::clone(&known)).await?;
-        Ok(self.descriptor.learn(latest))
+        self.descriptor.learn(latest);
+        Ok(self.descriptor.get().number > number)
     }
 }
 
@@ -49,12 +54,10 @@ impl LiveDescriptor {
     }
 
     /// Takes a verified one, if it is later.
-    fn learn(&self, latest: Descriptor) -> bool {
+    pub(crate) fn learn(&self, latest: Descriptor) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let is_later = latest.number > known.number;
-        if is_later {
+        if latest.number > known.number {
             *known = Arc::new(latest);
         }
-        is_later
     }
 }

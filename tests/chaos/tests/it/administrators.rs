@@ -122,7 +122,7 @@ fn two_of_three_administrators_change_what_none_of_them_can_alone() {
     let large = desk.file("large");
     std::fs::write(&large, vec![7u8; 3 << 20]).unwrap();
     let refused = desk.cluster.run("alice", &["put", &large, "/alice/large"]).unwrap();
-    assert_eq!(refused.status.code(), Some(6));
+    assert_eq!(refused.status.code(), Some(6), "{}", String::from_utf8_lossy(&refused.stderr));
 
     // Bytes that were signed are not those in the file.
     let changed = desk.file("changed");
