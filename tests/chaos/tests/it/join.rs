@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use coffer_chaos::{Cluster, coffer_binary, wait_for};
 use coffer_client::Session;
+use coffer_metadata_core::state::CORE_VERSION_REPLACEMENT;
 use coffer_service::one_box::OneBoxCa;
 use coffer_service::peer::PeerId;
 use rustix::process::Signal;
@@ -143,6 +144,12 @@ struct Scene {
 impl Scene {
     fn set() -> Self {
         let cluster = with_policy();
+        // Replacements came with this version, and all members have to be there for it to come into force.
+        wait_for("the version of the state machine that has replacements", || {
+            let version = cluster.status("alice")?["core_version"].as_u64();
+            Ok((version >= Some(u64::from(CORE_VERSION_REPLACEMENT))).then_some(()))
+        })
+        .unwrap();
         let runtime = Runtime::new().unwrap();
         let session = runtime.block_on(cluster.log_in("alice", "worker")).unwrap();
         let watcher = runtime.block_on(cluster.log_in("alice", "watcher")).unwrap();
