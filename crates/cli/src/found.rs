@@ -31,6 +31,8 @@ use zeroize::Zeroizing;
 use crate::admin::ADMINISTRATOR;
 
 pub(crate) const CLUSTER_FILE: &str = "cluster.json";
+/// What `coffer found` made, written last.
+pub(crate) const MACHINES_FILE: &str = "founded.json";
 /// The signed first layout.
 pub(crate) const LAYOUT_FILE: &str = "layout";
 /// The secrets for login, the same on all members.
@@ -101,7 +103,16 @@ pub(crate) struct Size {
 
 /// Takes up the cluster in `dir`, or founds one there.
 pub(crate) fn load_or_found(dir: &Path, size: Size) -> Result<Founded> {
-    if dir.join(CLUSTER_FILE).exists() { load(dir) } else { found(dir, size) }
+    if dir.join(CLUSTER_FILE).exists() {
+        return load(dir);
+    }
+    if dir.join(MACHINES_FILE).exists() {
+        bail!(
+            "{} is of a cluster over several machines (`coffer found`); choose another folder with --dir",
+            dir.display()
+        );
+    }
+    found(dir, size)
 }
 
 /// Takes up the cluster in `dir`.
@@ -301,6 +312,7 @@ impl Founder {
         let authority = OneBoxCa::load_or_create(&secret)?;
         std::fs::write(authority_file(dir), authority.certificate_pem())?;
         let opaque_setup = coffer_metadata_raft::new_opaque_setup();
+        write_atomically(&secret.join(OPAQUE_FILE), &opaque_setup, PRIVATE_FILE)?;
         Ok(Self { dir: dir.to_owned(), administrator, authority, opaque_setup })
     }
 
@@ -376,7 +388,6 @@ fn found(dir: &Path, size: Size) -> Result<Founded> {
     }
 
     let cluster = founder.sign(members, nodes, true)?;
-    write_atomically(&dir.join("secret").join(OPAQUE_FILE), &founder.opaque_setup, PRIVATE_FILE)?;
 
     let gateway = new_gateway()?;
     processes.push(Process {

@@ -24,8 +24,8 @@ use serde_json::json;
 
 use crate::args::Global;
 use crate::found::{
-    CLUSTER_FILE, Founder, LAYOUT_FILE, OPAQUE_FILE, Role, authority_file, descriptor_file,
-    new_gateway,
+    CLUSTER_FILE, Founder, LAYOUT_FILE, MACHINES_FILE, OPAQUE_FILE, Role, authority_file,
+    descriptor_file, new_gateway,
 };
 use crate::output;
 
@@ -117,7 +117,6 @@ pub(crate) fn found(global: &Global, args: &FoundArgs) -> Result<()> {
         nodes.push(StorageNode { id, key, zone: machine.name.clone(), weight: 1 });
     }
     let cluster = founder.sign(seats, nodes, !args.by_invite)?;
-    write_atomically(&dir.join("secret").join(OPAQUE_FILE), &founder.opaque_setup, PRIVATE_FILE)?;
     for (number, machine) in args.machines.iter().enumerate() {
         let home = dir.join(&machine.name);
         for file in [descriptor_file(dir), dir.join(LAYOUT_FILE), authority_file(dir)] {
@@ -135,7 +134,7 @@ pub(crate) fn found(global: &Global, args: &FoundArgs) -> Result<()> {
         }
     }
     let made = json!({ "cluster": cluster.to_string(), "machines": args.machines.len(), "members": members });
-    write_atomically(&dir.join("founded.json"), &serde_json::to_vec_pretty(&made)?, PRIVATE_FILE)?;
+    write_atomically(&dir.join(MACHINES_FILE), &serde_json::to_vec_pretty(&made)?, PRIVATE_FILE)?;
     if global.json {
         output::json(&made);
     } else {
@@ -154,7 +153,7 @@ fn check(args: &FoundArgs) -> Result<()> {
     let names: BTreeSet<_> = args.machines.iter().map(|machine| &machine.name).collect();
     let hosts: BTreeSet<_> = args.machines.iter().map(|machine| &machine.host).collect();
     ensure!(names.len() == count && hosts.len() == count, "two machines have one name or host");
-    let taken = args.dir.join("founded.json").exists() || args.dir.join(CLUSTER_FILE).exists();
+    let taken = args.dir.join(MACHINES_FILE).exists() || args.dir.join(CLUSTER_FILE).exists();
     if taken || args.machines.iter().any(|machine| args.dir.join(&machine.name).exists()) {
         bail!("{} has a cluster already; choose another folder with --dir", args.dir.display());
     }

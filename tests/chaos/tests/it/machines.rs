@@ -201,4 +201,11 @@ fn a_cluster_that_cannot_be_is_not_founded() {
     assert!(founded, "{told}");
     let (founded, told) = found(&["four=10.0.0.4", "five=10.0.0.5"]);
     assert!(!founded && told.contains("has a cluster already"), "{told}");
+    // Nor is another one made on top of it.
+    let descriptor = fs::read(dir.join("descriptor")).unwrap();
+    let mut dev = Command::new(coffer_binary().unwrap());
+    let dev = dev.args(["dev", "--listen", "127.0.0.1:0", "--dir"]).arg(&dir).output().unwrap();
+    let told = String::from_utf8(dev.stderr).unwrap();
+    assert!(!dev.status.success() && told.contains("coffer found"), "{told}");
+    assert!(fs::read(dir.join("descriptor")).unwrap() == descriptor);
 }

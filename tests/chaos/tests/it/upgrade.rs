@@ -84,8 +84,8 @@ fn check_all(cluster: &Cluster, files: &[(String, String)]) {
 fn roll(order: &[&str]) {
     let mut cluster = Cluster::start_of(Build::Previous).unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
-    let founded_with = core_version(&cluster);
     let mut files = with_clients(&cluster, "before", progress);
+    let founded_with = core_version(&cluster);
     files.extend(with_clients(&cluster, "during", |done| {
         let mut old_members = order.iter().filter(|name| name.starts_with("metadata")).count();
         let replace = |name: &str, build| {
