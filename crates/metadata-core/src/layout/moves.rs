@@ -2,9 +2,11 @@
 //!
 //! What cannot stay goes, what is missing goes where most is wanting, and then copies move from nodes
 //! that hold more than their share to nodes that hold less: directly where a partition allows it, else
-//! along the shortest chain of nodes that each give one copy and get one.
+//! along chains and rings of nodes that each give one copy and get one, as long as there is one that
+//! brings the loads nearer to the shares or saves a move. That is cycle cancelling for a flow of least
+//! cost (Klein 1967), in which what goes back to where it was costs nothing.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use coffer_model::descriptor::StorageNode;
 
@@ -21,6 +23,17 @@ struct Plan {
     loads: Vec<usize>,
     shares: Vec<usize>,
 }
+
+/// A copy of a partition that goes from a node to another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Hop {
+    partition: usize,
+    old: usize,
+    new: usize,
+}
+
+/// By pairs of nodes, row by row: a partition, and what the hop costs.
+type Hops = Vec<Option<(usize, i64)>>;
 
 /// The nodes of each partition, in order, from those of `kept` that it has now.
 pub(super) fn plan(
@@ -54,7 +67,8 @@ pub(super) fn plan(
     plan.fill();
     plan.move_directly(|partition, node| !before[partition].contains(&node));
     plan.move_directly(|_, _| true);
-    while plan.move_along_a_chain() {}
+    let mut barred = BTreeSet::new();
+    while plan.improve(&before, &mut barred) {}
     plan.put_first(&before);
     plan.rows
 }
@@ -146,54 +160,99 @@ impl Plan {
         }
     }
 
-    /// Brings one copy from a node above its share to one below it, over others that give one and get
-    /// one; says whether that went.
-    fn move_along_a_chain(&mut self) -> bool {
-        let nodes = self.zones.len();
-        let sources: Vec<usize> = (0..nodes).filter(|node| self.surplus(*node) > 0).collect();
-        if sources.is_empty() {
-            return false;
+    /// Improves the plan by one chain or ring of hops; says whether there was one.
+    fn improve(&mut self, before: &[Vec<usize>], barred: &mut BTreeSet<Hop>) -> bool {
+        let hops = self.cheapest_hops(before, barred);
+        let Some(ring) = self.ring_that_saves(&hops) else { return false };
+        for (done, hop) in ring.iter().enumerate() {
+            if self.fits(hop.partition, Some(hop.old), hop.new) {
+                self.replace(hop.partition, hop.old, hop.new);
+                continue;
+            }
+            // It meets one partition twice and gets into its own way: back, and without this hop.
+            for hop in ring[..done].iter().rev() {
+                self.replace(hop.partition, hop.new, hop.old);
+            }
+            barred.insert(*hop);
+            return true;
         }
-        // A partition in which the first node can be replaced by the second.
-        let mut hops: Vec<Option<usize>> = vec![None; nodes * nodes];
+        barred.clear();
+        true
+    }
+
+    /// For each pair of nodes the partition in which the second can come in the place of the first at
+    /// the least cost, and that cost.
+    fn cheapest_hops(&self, before: &[Vec<usize>], barred: &BTreeSet<Hop>) -> Hops {
+        let nodes = self.zones.len();
+        let mut hops = vec![None; nodes * nodes];
         for (partition, row) in self.rows.iter().enumerate() {
+            let moved = |node| i64::from(!before[partition].contains(&node));
             for old in row {
                 for new in 0..nodes {
                     let hop = &mut hops[old * nodes + new];
-                    if hop.is_none() && self.fits(partition, Some(*old), new) {
-                        *hop = Some(partition);
+                    let cost = moved(new) - moved(*old);
+                    let better = hop.is_none_or(|(_, known)| cost < known);
+                    if better
+                        && self.fits(partition, Some(*old), new)
+                        && !barred.contains(&Hop { partition, old: *old, new })
+                    {
+                        *hop = Some((partition, cost));
                     }
                 }
             }
         }
-        let mut came_from: Vec<Option<usize>> = vec![None; nodes];
-        let mut waiting: VecDeque<usize> = sources.iter().copied().collect();
-        let mut target = None;
-        'search: while let Some(old) = waiting.pop_front() {
-            for new in 0..nodes {
-                let seen = came_from[new].is_some() || sources.contains(&new);
-                if seen || hops[old * nodes + new].is_none() {
-                    continue;
+        hops
+    }
+
+    /// Hops that, taken together, bring a load nearer to its share, or save a move and change no load:
+    /// a ring of negative cost, found as Bellman and Ford do. Chains from a node above its share to one
+    /// below it are rings too, over a node of their own (the last) that makes up for what they begin
+    /// and end with.
+    fn ring_that_saves(&self, hops: &Hops) -> Option<Vec<Hop>> {
+        let nodes = self.zones.len();
+        // More than what any hops cost.
+        let balance = 2 * i64::try_from(nodes).ok()? + 2;
+        let cost = |from: usize, to: usize| match (from == nodes, to == nodes) {
+            (true, true) => None,
+            (true, false) => (self.surplus(to) > 0).then_some(0),
+            (false, true) => (self.surplus(from) < 0).then_some(-balance),
+            (false, false) => hops[from * nodes + to].map(|(_, cost)| cost),
+        };
+        let mut distances = vec![0; nodes + 1];
+        let mut came_from = vec![0; nodes + 1];
+        let mut changed = None;
+        for _ in 0..=nodes {
+            changed = None;
+            for from in 0..=nodes {
+                for to in 0..=nodes {
+                    let Some(cost) = cost(from, to) else { continue };
+                    if distances[from] + cost < distances[to] {
+                        distances[to] = distances[from] + cost;
+                        came_from[to] = from;
+                        changed = Some(to);
+                    }
                 }
-                came_from[new] = Some(old);
-                if self.surplus(new) < 0 {
-                    target = Some(new);
-                    break 'search;
-                }
-                waiting.push_back(new);
+            }
+            changed?;
+        }
+        // What still changes after so many rounds hangs on a ring.
+        let mut at = changed?;
+        for _ in 0..=nodes {
+            at = came_from[at];
+        }
+        let mut ring = Vec::new();
+        let start = at;
+        loop {
+            let old = came_from[at];
+            if old != nodes && at != nodes {
+                let (partition, _) = hops[old * nodes + at]?;
+                ring.push(Hop { partition, old, new: at });
+            }
+            at = old;
+            if at == start {
+                return Some(ring);
             }
         }
-        let Some(mut new) = target else { return false };
-        while let Some(old) = came_from[new] {
-            let Some(partition) = hops[old * nodes + new] else { return false };
-            // A shortest chain does not get into its own way; if it did, what is left would stand.
-            if !self.fits(partition, Some(old), new) {
-                return false;
-            }
-            self.replace(partition, old, new);
-            new = old;
-        }
-        true
     }
 
     /// Orders the nodes of each partition: every node comes first in its share of partitions, and the
