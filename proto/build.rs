@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "coffer/v1/directory.proto",
     "coffer/v1/chunk.proto",
     "coffer/v1/login.proto",
     "coffer/v1/cluster.proto",
     "coffer/v1/admin.proto",
     "coffer/v1/files.proto",
+    "coffer/internal/v1/authority.proto",
     "coffer/internal/v1/member.proto",
     "coffer/internal/v1/storage.proto",
 ];

@@ -21,7 +21,7 @@ use coffer_model::signing::{PublicKey, Signer};
 use coffer_proto::internal::join_service_server::JoinServiceServer;
 use coffer_service::channel::ChannelError;
 use coffer_service::files::{PRIVATE_FILE, write_atomically};
-use coffer_service::health::Health;
+use coffer_service::health::{Health, alive_while};
 use coffer_service::identity::{IdentityError, ProcessIdentity};
 use coffer_service::peer::{PeerId, peer_uri_id};
 use coffer_service::server::{GrpcServer, ServerLimits};
@@ -220,7 +220,11 @@ pub(crate) async fn join_if_new(config: &Config, shutdown: &Shutdown) -> Result<
         key: identity.public_key(),
         token: &token,
     };
-    let successors = match coffer_join::join(asking, records.first, shutdown).await {
+    let joining = coffer_join::join(asking, records.first, shutdown);
+    let joined = alive_while(config.health_listen, joining)
+        .await
+        .map_err(|source| listen_failed(config.health_listen.unwrap_or(config.listen), source))?;
+    let successors = match joined {
         Ok(successors) => successors,
         Err(JoinError::Dismissed) => {
             return Err(MemberError::Dismissed { member: member_id(&identity) });
@@ -243,7 +247,11 @@ pub async fn run_on(
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, MemberError> {
-    TcpListener::bind(address).await.map_err(|source| MemberError::Listen { address, source })
+    TcpListener::bind(address).await.map_err(|source| listen_failed(address, source))
+}
+
+fn listen_failed(address: SocketAddr, source: std::io::Error) -> MemberError {
+    MemberError::Listen { address, source }
 }
 
 /// The task that serves.

@@ -62,7 +62,7 @@ pub const CONTENT_BYTES_MAX: usize = 4 << 20;
 
 /// The reasons of refusals that tell of an attack, a fault or overload. Each has a counter from the start, and
 /// stands in docs/operations.md.
-pub const REFUSALS: [&str; 48] = [
+pub const REFUSALS: [&str; 52] = [
     "AMBIGUOUS_SEAT",
     "BUNDLE_REJECTED",
     "CAPACITY_FULL",
@@ -73,9 +73,13 @@ pub const REFUSALS: [&str; 48] = [
     "DISK_FAILED",
     "DISK_FULL",
     "DISMISSED",
+    "ENROLMENT_DENIED",
+    "FOREIGN_VOLUME",
     "GATEWAY_CLOCK",
+    "ID_TAKEN",
     "LOCAL_CUSTODY",
     "LOGIN_EXPIRED",
+    "NAME_NOT_ALLOWED",
     "NOT_AN_ADMINISTRATOR",
     "NOT_A_HOLDER",
     "NOT_A_MEMBER",
@@ -114,10 +118,11 @@ pub const REFUSALS: [&str; 48] = [
 ];
 
 /// The other reasons: mistakes of callers, and answers that belong to normal work. They are counted together.
-pub const OTHER_REASONS: [&str; 87] = [
+pub const OTHER_REASONS: [&str; 89] = [
     "ANSWER_TOO_LARGE",
     "ANSWER_UNREADABLE",
     "ARGUMENT_INVALID",
+    "AUTHORITY_FAILED",
     "BEHIND",
     "BUSY",
     "CHUNK_EMPTY",
@@ -129,6 +134,7 @@ pub const OTHER_REASONS: [&str; 87] = [
     "DESCRIPTOR_TOO_LARGE",
     "DIRECTORY_NOT_EMPTY",
     "ENGINE_FAILED",
+    "ENROLMENT_INVALID",
     "FILE_EXISTS",
     "FILE_NOT_FOUND",
     "HASH_INVALID",

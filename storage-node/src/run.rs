@@ -14,7 +14,7 @@ use coffer_model::signing::{PublicKey, Signer};
 use coffer_proto::MESSAGE_BYTES_MAX;
 use coffer_proto::internal::sibling_service_server::SiblingServiceServer;
 use coffer_proto::v1::chunk_service_server::ChunkServiceServer;
-use coffer_service::health::Health;
+use coffer_service::health::{Health, alive_while};
 use coffer_service::identity::{IdentityError, ProcessIdentity};
 use coffer_service::server::{GrpcServer, ServerLimits};
 use coffer_service::shutdown::Shutdown;
@@ -176,7 +176,11 @@ async fn join_if_new(config: &Config, shutdown: &Shutdown) -> Result<bool, Error
         key: identity.public_key(),
         token: &token,
     };
-    match coffer_join::join(asking, first, shutdown).await {
+    let joining = coffer_join::join(asking, first, shutdown);
+    let joined = alive_while(config.health_listen, joining).await.map_err(|source| {
+        Error::Listen { address: config.health_listen.unwrap_or(config.listen), source }
+    })?;
+    match joined {
         Ok(successors) => cluster::install_descriptors(&config.data_dir, &successors)
             .map(|()| true)
             .map_err(|error| Error::Descriptors(error.to_string())),

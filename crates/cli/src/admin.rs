@@ -24,7 +24,7 @@ use coffer_model::name::UserName;
 use coffer_model::order::Decision;
 use coffer_model::proposal::{PROPOSAL_BYTES_MAX, Proposal, Proposed, Review};
 use coffer_model::signing::{PublicKey, Signer as _};
-use coffer_service::identity::ProcessIdentity;
+use coffer_service::identity::{ProcessIdentity, ProcessKey};
 use serde_json::json;
 
 use crate::args::Global;
@@ -35,7 +35,7 @@ use crate::output;
 pub(crate) use administrators::{AdminCommand, admin};
 pub(crate) use members::{MemberCommand, member};
 pub(crate) use nodes::{LayoutCommand, NodeCommand, layout, node};
-pub(crate) use orders::{OrderCommand, milliseconds, order};
+pub(crate) use orders::{OrderCommand, invite, milliseconds, order};
 pub(crate) use words::time_text;
 
 /// The role in the identity file of an administrator's key.
@@ -106,18 +106,31 @@ pub(crate) struct Operator<'a> {
     global: &'a Global,
     /// The folder of a `coffer dev` cluster.
     pub(crate) dir: Option<PathBuf>,
-    key: ProcessIdentity,
+    key: ProcessKey,
     pub(crate) cluster: Administration,
     sign_to: Option<PathBuf>,
 }
 
 impl<'a> Operator<'a> {
+    /// With the key in `admin`.
+    pub(crate) async fn with_admin(
+        global: &'a Global,
+        admin: PathBuf,
+        state: StateDir,
+    ) -> Result<Self> {
+        Self::open(global, KeyArgs { dir: None, admin: Some(admin) }, state).await
+    }
+
     pub(crate) async fn new(global: &'a Global, args: AdminArgs) -> Result<Self> {
         let operator = Self::with_key(global, args.key).await?;
         Ok(Self { sign_to: args.sign_to, ..operator })
     }
 
     async fn with_key(global: &'a Global, args: KeyArgs) -> Result<Self> {
+        Self::open(global, args, StateDir::standard()?).await
+    }
+
+    async fn open(global: &'a Global, args: KeyArgs, state: StateDir) -> Result<Self> {
         let dir = canonical(args.dir)?;
         let Some(secret) = args.admin.or_else(|| dir.as_ref().map(|dir| dir.join("secret"))) else {
             bail!(
@@ -128,8 +141,9 @@ impl<'a> Operator<'a> {
         if !secret.join("identity").exists() {
             bail!("{} has no administrator's key", secret.display());
         }
-        let key = ProcessIdentity::load_or_create(&secret, ADMINISTRATOR, None)?;
-        let cluster = connect(global, dir.as_deref()).await?;
+        let key = ProcessIdentity::read_key(&secret, ADMINISTRATOR)?;
+        let endpoint = endpoint(global, dir.as_deref())?;
+        let cluster = Administration::connect(&endpoint, &state).await?;
         if !cluster.descriptor().administrators.contains(&key.public_key()) {
             bail!("{} has a key that is no administrator's of this cluster", secret.display());
         }

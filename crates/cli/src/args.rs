@@ -11,7 +11,8 @@ use crate::bench::BenchArgs;
 use crate::dev::DevArgs;
 use crate::join::JoinCommand;
 use crate::machines::FoundArgs;
-use crate::roles::RoleArgs;
+use crate::pods::{ClusterSecretsArgs, TryArgs};
+use crate::roles::{AuthorityArgs, RoleArgs};
 use crate::sync::SyncArgs;
 
 /// Encrypted, versioned file storage that you run yourself.
@@ -369,6 +370,16 @@ pub(crate) enum Command {
     Found(FoundArgs),
     /// Run a whole cluster on this machine
     Dev(DevArgs),
+    /// Put a sealed file into a cluster, get it back, compare and remove it
+    ///
+    /// With an account of its own, which is made at the first time. Nothing is kept on this machine.
+    Try(TryArgs),
+    /// Make the secrets of a new cluster in Kubernetes, where there are none
+    ///
+    /// Runs in a pod, before a cluster is installed. A secret that is there is never changed.
+    ClusterSecrets(ClusterSecretsArgs),
+    /// Server role: the authority, which issues certificates and founds the cluster
+    Authority(AuthorityArgs),
     /// Server role: a metadata member
     Metadata(RoleArgs),
     /// Server role: a storage node

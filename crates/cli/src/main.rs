@@ -16,6 +16,7 @@ mod machines;
 mod output;
 mod parts;
 mod password;
+mod pods;
 mod progress;
 mod roles;
 mod status;
@@ -78,6 +79,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Order(command) => admin::order(cli.global, command).await,
         Command::Join(command) => join::run(cli.global, command).await,
         Command::Volume { role, dir } => admin::volume(&cli.global, role, &dir),
+        Command::Authority(args) => roles::authority(args).await,
+        Command::ClusterSecrets(args) => pods::cluster_secrets(args).await,
+        Command::Try(args) => pods::try_out(cli.global, args).await,
         Command::Metadata(args) => roles::run(Role::Metadata, args).await,
         Command::Storage(args) => roles::run(Role::Storage, args).await,
         Command::Gateway(args) => roles::run(Role::Gateway, args).await,

@@ -1,8 +1,11 @@
 //! The server roles: read the configuration, set up the process, run until told to stop.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coffer_authority::{EnrolConfig, EnrolError};
+use coffer_model::enrolment::Applicant;
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::shutdown::Shutdown;
 use coffer_service::telemetry::{self, LogFormat, Otlp};
@@ -45,11 +48,38 @@ pub(crate) struct RoleArgs {
     /// The configuration file; its values can also be set from the environment
     #[arg(long)]
     config: Option<PathBuf>,
+    /// Apply to the authority that this file names for certificates and for a place in the cluster, and wait for it
+    /// where there is nothing to begin with
+    #[arg(long, value_name = "FILE")]
+    enrol: Option<PathBuf>,
+    #[command(flatten)]
+    output: LogOutput,
+}
+
+/// Arguments of the authority.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AuthorityArgs {
+    /// The configuration file; its values can also be set from the environment
+    #[arg(long)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    output: LogOutput,
+}
+
+/// How and what is logged.
+#[derive(Debug, clap::Args)]
+struct LogOutput {
     /// Write logs as JSON lines
     #[arg(long)]
     log_json: bool,
     #[command(flatten)]
     logging: LogArgs,
+}
+
+impl LogOutput {
+    const fn format(&self) -> LogFormat {
+        if self.log_json { LogFormat::Json } else { LogFormat::Text }
+    }
 }
 
 /// A server whose configuration has been read.
@@ -81,6 +111,22 @@ impl Server {
         logging.collector().map(|endpoint| Otlp { endpoint: endpoint.to_owned(), role, instance })
     }
 
+    /// What it is to the authority, where its identity is, and where it serves health meanwhile.
+    fn applies_as(&self, enrol: &EnrolConfig) -> (Applicant, PathBuf, Option<SocketAddr>) {
+        match self {
+            Self::Metadata(config) => {
+                (Applicant::Member, config.data_dir.clone(), config.health_listen)
+            }
+            Self::Storage(config) => {
+                (Applicant::Node, config.data_dir.clone(), config.health_listen)
+            }
+            // It has no volume of its own.
+            Self::Gateway(config) => {
+                (Applicant::Gateway, enrol.dir.join("gateway"), config.health_listen)
+            }
+        }
+    }
+
     /// Runs it until it is told to stop.
     pub(crate) async fn run(self, shutdown: Shutdown) -> Result<()> {
         match self {
@@ -98,12 +144,49 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let shutdown = Shutdown::new();
     shutdown.listen_for_signals().context("cannot listen for signals")?;
     let server = Server::read(role, args.config.as_deref())?;
-    let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
+    let enrol = args.enrol.as_deref().map(coffer_authority::read_enrol_config).transpose()?;
+    let logging = &args.output.logging;
     let telemetry =
-        telemetry::init(format, &args.logging.log, server.otlp(&args.logging).as_ref())?;
-    let ended = server.run(shutdown).await;
+        telemetry::init(args.output.format(), &logging.log, server.otlp(logging).as_ref())?;
+    let ended = match enrol {
+        Some(enrol) => run_enrolled(server, &enrol, shutdown).await,
+        None => server.run(shutdown).await,
+    };
     telemetry.stop().await;
     ended
+}
+
+/// Runs a server that gets its certificates and its cluster's records from the authority.
+async fn run_enrolled(mut server: Server, enrol: &EnrolConfig, shutdown: Shutdown) -> Result<()> {
+    let (applicant, volume, health) = server.applies_as(enrol);
+    let enrolled = coffer_authority::enrol(enrol, applicant, &volume, health, &shutdown).await;
+    let is_founder = match enrolled {
+        Ok(enrolled) => enrolled.is_founder,
+        Err(EnrolError::Stopped) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if let Server::Metadata(config) = &mut server {
+        config.bootstrap = is_founder;
+    }
+    server.run(shutdown).await
+}
+
+/// Runs the authority as this process, until SIGTERM or SIGINT.
+pub(crate) async fn authority(args: AuthorityArgs) -> Result<()> {
+    end_with_parent()?;
+    let shutdown = Shutdown::new();
+    shutdown.listen_for_signals().context("cannot listen for signals")?;
+    let config = coffer_authority::read_config(args.config.as_deref())?;
+    let logging = &args.output.logging;
+    let otlp = logging.collector().map(|endpoint| Otlp {
+        endpoint: endpoint.to_owned(),
+        role: coffer_authority::ROLE,
+        instance: ProcessIdentity::recorded(&config.data_dir),
+    });
+    let telemetry = telemetry::init(args.output.format(), &logging.log, otlp.as_ref())?;
+    let ended = coffer_authority::run(config, shutdown).await;
+    telemetry.stop().await;
+    Ok(ended?)
 }
 
 fn end_with_parent() -> Result<()> {

@@ -16,6 +16,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("coffer-proto", &["coffer-model"]),
     ("coffer-service", &["coffer-model"]),
     ("coffer-join", &["coffer-model", "coffer-proto", "coffer-service"]),
+    (
+        "coffer-authority",
+        &["coffer-model", "coffer-proto", "coffer-service", "coffer-metadata-core", "coffer-join"],
+    ),
+    ("coffer-operator", &[]),
     ("coffer-storage-node", &["coffer-model", "coffer-proto", "coffer-service", "coffer-join"]),
     (
         "coffer-metadata-raft",

@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod chunk;
 pub mod descriptor;
 pub mod encoding;
+pub mod enrolment;
 pub mod hash;
 pub mod id;
 pub mod layout;

@@ -39,6 +39,9 @@ pub enum Domain {
     Process,
     /// A descriptor in which a lost volume is replaced, signed by the join token and by members.
     Replacement,
+    /// A process's application for a certificate, signed by its own key and by the join token. There may be
+    /// no cluster yet: the cluster id is zero.
+    Enrolment,
 }
 
 impl Domain {
@@ -58,6 +61,7 @@ impl Domain {
             Self::Release => "coffer/v1/sign/release",
             Self::Process => "coffer/v1/sign/process",
             Self::Replacement => "coffer/v1/sign/replacement",
+            Self::Enrolment => "coffer/v1/sign/enrolment",
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -26,6 +27,9 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 const FILES_KEPT: u32 = 8;
 /// What was written is given to the system at least this often.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
+/// The path that stands for this process's standard output, whatever that is: nothing is set aside there.
+const STDOUT: &str = "/dev/stdout";
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -170,7 +174,12 @@ struct Writer {
 
 impl Writer {
     fn open(path: &Path, file_bytes_max: u64, lost: IntCounter) -> io::Result<Self> {
-        let file = append_to(path)?;
+        // Opened by its path, a pipe that another user made would be refused.
+        let (file, file_bytes_max) = if path == Path::new(STDOUT) {
+            (File::from(io::stdout().as_fd().try_clone_to_owned()?), u64::MAX)
+        } else {
+            (append_to(path)?, file_bytes_max)
+        };
         let bytes = file.metadata()?.len();
         let file = io::BufWriter::new(file);
         Ok(Self { path: path.to_owned(), file, bytes, file_bytes_max, lost, failing: false })

@@ -51,6 +51,28 @@ pub async fn is_ready(channel: Channel) -> Result<bool, tonic::Status> {
     Ok(answer.into_inner().status() == Told::Serving)
 }
 
+/// Does `work` while the plain-text health port, if there is one, says that this process is alive and not
+/// ready. The port is free again afterwards.
+pub async fn alive_while<T>(
+    address: Option<SocketAddr>,
+    work: impl Future<Output = T>,
+) -> io::Result<T> {
+    let Some(address) = address else { return Ok(work.await) };
+    let listener = TcpListener::bind(address).await?;
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn({
+        let (health, stop) = (Health::new().await, stop.clone());
+        async move { health.serve_plain(listener, stop).await }
+    });
+    let done = work.await;
+    stop.cancel();
+    match serving.await {
+        Ok(Err(error)) => tracing::warn!(%error, "health was not served while this process waited"),
+        Ok(Ok(())) | Err(_) => {}
+    }
+    Ok(done)
+}
+
 fn scrape(metrics: &Metrics) -> Response {
     match metrics.text() {
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

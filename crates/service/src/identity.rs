@@ -190,6 +190,22 @@ impl ProcessIdentity {
         PeerId::new(&record.role, record.id).ok()
     }
 
+    /// The key in the folder `dir`, without taking the folder: for one that cannot be written to, such as a
+    /// secret that is mounted. The role has to be `role`.
+    pub fn read_key(dir: &Path, role: &str) -> Result<ProcessKey, IdentityError> {
+        let path = dir.join(FILE);
+        let bytes = Zeroizing::new(fs::read(&path).map_err(io_error("read", &path))?);
+        let record = Record::decode(&path, &bytes)?;
+        if record.role != role {
+            return Err(IdentityError::WrongRole {
+                dir: dir.to_owned(),
+                expected: role.to_owned(),
+                found: record.role,
+            });
+        }
+        Ok(ProcessKey(SigningKey::from_bytes(&record.seed)))
+    }
+
     /// Records, for ever, that this volume belongs to `cluster`. Binding it again to the same
     /// cluster does nothing; to another one it is refused.
     pub fn bind(&self, cluster: &ClusterId) -> Result<(), IdentityError> {
@@ -239,6 +255,25 @@ impl ProcessIdentity {
     /// The volume.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+/// A secret key that was read from an identity. It is wiped when it is dropped.
+pub struct ProcessKey(SigningKey);
+
+impl Signer for ProcessKey {
+    fn public_key(&self) -> PublicKey {
+        PublicKey::from_bytes(self.0.verifying_key().to_bytes())
+    }
+
+    fn sign(&self, domain: Domain, cluster: &ClusterId, bytes: &[u8]) -> Signature {
+        Signature::from_bytes(self.0.sign(&signed_bytes(domain, cluster, bytes)).to_bytes())
+    }
+}
+
+impl fmt::Debug for ProcessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessKey").field("public_key", &self.public_key()).finish_non_exhaustive()
     }
 }
 

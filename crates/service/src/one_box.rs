@@ -1,16 +1,18 @@
-//! A certificate authority for clusters that have none: development, tests, a few machines.
+//! A certificate authority for clusters that have none of their own, and the certificates of processes.
 //!
-//! Authority and leaves are ECDSA P-256. The authority's key stands on the disk; whoever can read it
-//! can get a connection, but is not yet a member of anything.
+//! Authority and leaves are ECDSA P-256; an authority made elsewhere may have another key. The authority's
+//! key stands in a file; whoever can read it can get a connection, but is not yet a member of anything.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType,
 };
+use rustls::pki_types::CertificateSigningRequestDer;
 use zeroize::Zeroizing;
 
 use crate::files::{PRIVATE_FILE, create_private_dir, write_atomically};
@@ -20,11 +22,11 @@ use crate::tls::TlsFiles;
 /// The file of the authority's certificate, in every directory.
 pub const CA_FILE: &str = "ca.pem";
 /// The file of the authority's key.
-const CA_KEY_FILE: &str = "ca-key.pem";
+pub const CA_KEY_FILE: &str = "ca-key.pem";
 /// The file of a leaf's certificate.
-const CERTIFICATE_FILE: &str = "certificate.pem";
+pub const CERTIFICATE_FILE: &str = "certificate.pem";
 /// The file of a leaf's key.
-const KEY_FILE: &str = "key.pem";
+pub const KEY_FILE: &str = "key.pem";
 
 /// Certificates count from a little before now, for clocks that are slow.
 const SLOW_CLOCKS: Duration = Duration::from_secs(3600);
@@ -103,6 +105,17 @@ impl OneBoxCa {
         Ok(Self { pem, issuer })
     }
 
+    /// Takes up an authority whose certificate is the first one in `issuer`, and whose key is in `key`.
+    pub fn read(issuer: &Path, key: &Path) -> Result<Self, OneBoxError> {
+        let key_pem = Zeroizing::new(read(key)?);
+        let pem = read(issuer)?;
+        let key = KeyPair::from_pem(&key_pem)
+            .map_err(certificate_error("understand the authority's key"))?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key)
+            .map_err(certificate_error("understand the authority's certificate"))?;
+        Ok(Self { pem, issuer })
+    }
+
     /// Takes up the authority in `dir`, or makes one if there is none.
     pub fn load_or_create(dir: &Path) -> Result<Self, OneBoxError> {
         if dir.join(CA_FILE).exists() { Self::load(dir) } else { Self::create(dir) }
@@ -116,6 +129,33 @@ impl OneBoxCa {
     /// Makes a certificate for a process: good for loopback and `names` (host names or IP addresses),
     /// as a server and as a client, and saying who it is for.
     pub fn issue(&self, names: &[&str], peer: &PeerId) -> Result<Issued, OneBoxError> {
+        let key = new_key()?;
+        let certificate_pem = self.certify(&key, names, peer, LEAF_LIFE)?;
+        Ok(Issued { certificate_pem, key_pem: Zeroizing::new(key.serialize_pem()) })
+    }
+
+    /// The same for a key that is the process's own secret: of its `request` (PKCS #10, DER) only the public
+    /// key counts, and that it proves to have the secret one.
+    pub fn issue_for(
+        &self,
+        request: &[u8],
+        names: &[&str],
+        peer: &PeerId,
+        life: Duration,
+    ) -> Result<String, OneBoxError> {
+        let request = CertificateSigningRequestDer::from(request);
+        let request = CertificateSigningRequestParams::from_der(&request)
+            .map_err(certificate_error("understand the request for a certificate"))?;
+        self.certify(&request.public_key, names, peer, life)
+    }
+
+    fn certify(
+        &self,
+        key: &impl PublicKeyData,
+        names: &[&str],
+        peer: &PeerId,
+        life: Duration,
+    ) -> Result<String, OneBoxError> {
         let names: Vec<String> =
             LOOPBACK.iter().chain(names).map(|name| (*name).to_owned()).collect();
         let uri = peer.to_string().try_into().map_err(certificate_error("name the peer"))?;
@@ -128,15 +168,10 @@ impl OneBoxCa {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, LEAF_LIFE);
-        let key = new_key()?;
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(certificate_error("sign a certificate"))?;
-        Ok(Issued {
-            certificate_pem: certificate.pem(),
-            key_pem: Zeroizing::new(key.serialize_pem()),
-        })
+        set_validity(&mut params, life);
+        let certificate =
+            params.signed_by(key, &self.issuer).map_err(certificate_error("sign a certificate"))?;
+        Ok(certificate.pem())
     }
 
     /// Makes a certificate for a process and puts it, its key and the authority's certificate into
@@ -177,6 +212,15 @@ impl OneBoxCa {
             params.self_signed(&key).map_err(certificate_error("sign the authority"))?;
         Ok((Self { pem: certificate.pem(), issuer: Issuer::new(params, key) }, key_pem))
     }
+}
+
+/// A new key for a certificate, and the request with which a process asks for it (PKCS #10, DER).
+pub fn new_request() -> Result<(Vec<u8>, Zeroizing<String>), OneBoxError> {
+    let key = new_key()?;
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .map_err(certificate_error("ask for a certificate"))?;
+    Ok((request.der().to_vec(), Zeroizing::new(key.serialize_pem())))
 }
 
 fn new_key() -> Result<KeyPair, OneBoxError> {

@@ -94,24 +94,28 @@ pub(crate) async fn order(global: Global, command: OrderCommand) -> Result<()> {
         OrderCommand::Invite { expires, admin } => {
             let ms = milliseconds(&expires)?;
             let mut operator = Operator::new(&global, admin).await?;
-            let mut secret = [0; 24];
-            getrandom::fill(&mut secret).context("the system gives no randomness")?;
-            let invite: Hash = payload_hash(&secret);
-            let now = LogTime::from_unix_ms(operator.cluster.status().await?.log_time_ms);
-            let what = Decision::Invite { invite, expires: now.plus_ms(ms) };
-            let carried = operator.order(what, None).await;
+            let (secret, carried) = invite(&mut operator, ms).await?;
             // Where others have to sign as well, this machine is the only one that knows the invite.
             let is_made = match &carried {
                 Ok(()) => true,
                 Err(error) => error.downcast_ref::<Waits>().is_some(),
             };
             if is_made {
-                let secret = hex::encode(secret);
                 show(&global, &json!({ "invite": secret }), &secret);
             }
             carried
         }
     }
+}
+
+/// Makes an invite for `ms` from now, and says how ordering it went.
+pub(crate) async fn invite(operator: &mut Operator<'_>, ms: u64) -> Result<(String, Result<()>)> {
+    let mut secret = [0; 24];
+    getrandom::fill(&mut secret).context("the system gives no randomness")?;
+    let invite: Hash = payload_hash(&secret);
+    let now = LogTime::from_unix_ms(operator.cluster.status().await?.log_time_ms);
+    let ordered = operator.order(Decision::Invite { invite, expires: now.plus_ms(ms) }, None).await;
+    Ok((hex::encode(secret), ordered))
 }
 
 pub(crate) fn milliseconds(text: &str) -> Result<u64> {

@@ -4,6 +4,7 @@
 
 mod administrators;
 mod api;
+mod authority;
 mod bad_input;
 mod canary;
 mod clocks;

@@ -1,0 +1,280 @@
+//! The first records of the cluster: made once, when everybody who founds it is there.
+//!
+//! The file `cluster`, written before anybody is given what is in it: the canonical encoding of the signed
+//! descriptor and the signed layout. The file `keys`: of every id that ever got a certificate the key.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use coffer_metadata_core::layout;
+use coffer_model::SUITE;
+use coffer_model::descriptor::{
+    Descriptor, DescriptorError, Followed, Member, ReplacementPolicy, SignedDescriptor, StorageNode,
+};
+use coffer_model::encoding::{decode, encode};
+use coffer_model::enrolment::{Applicant, Statement};
+use coffer_model::id::{ClusterId, MemberId, NodeId};
+use coffer_model::layout::LayoutError;
+use coffer_model::signing::{PublicKey, Signer};
+use coffer_service::files::{PRIVATE_FILE, write_atomically};
+
+const CLUSTER_FILE: &str = "cluster";
+const KEYS_FILE: &str = "keys";
+/// Ids whose keys are kept.
+const KEYS_MAX: usize = 100_000;
+/// Who has not applied for this long is not counted as there: processes that wait apply every few seconds.
+const PRESENT_FOR: Duration = Duration::from_secs(20);
+
+/// Why records cannot be made, kept or taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum FoundingError {
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{} is damaged; restore it from a backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A descriptor does not check out.
+    #[error("the descriptor does not check out")]
+    Descriptor(#[from] DescriptorError),
+    /// No layout, or one that does not check out.
+    #[error("the layout does not check out")]
+    Layout(#[from] LayoutError),
+    /// Too many ids.
+    #[error("more than {KEYS_MAX} ids have got certificates")]
+    TooManyKeys,
+    /// The system gave no randomness.
+    #[error("the system gave no random bytes for a new cluster")]
+    Random(#[source] getrandom::Error),
+}
+
+/// What is in force.
+#[derive(Clone, Debug)]
+pub(crate) struct Records {
+    pub(crate) cluster: ClusterId,
+    pub(crate) first: Descriptor,
+    pub(crate) descriptor: Vec<u8>,
+    pub(crate) layout: Vec<u8>,
+}
+
+impl Records {
+    fn check(descriptor: Vec<u8>, layout: Vec<u8>) -> Result<Self, FoundingError> {
+        let signed: SignedDescriptor =
+            decode("cluster descriptor", &descriptor).map_err(DescriptorError::Malformed)?;
+        let (cluster, first) = signed.verify_first(None)?;
+        Followed::new(first.clone()).verify_layout(&layout, &cluster)?;
+        Ok(Self { cluster, first, descriptor, layout })
+    }
+}
+
+/// What a new cluster is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) members: Vec<String>,
+    pub(crate) nodes: Vec<String>,
+    pub(crate) open_registration: bool,
+    pub(crate) replacement: Option<ReplacementPolicy>,
+}
+
+/// The founding, under way or done.
+pub(crate) struct Founding {
+    dir: PathBuf,
+    plan: Plan,
+    records: Option<Records>,
+    /// The latest statement from each address, and when it came.
+    present: BTreeMap<String, (Statement, Instant)>,
+    keys: BTreeMap<(Applicant, [u8; 16]), PublicKey>,
+}
+
+impl Founding {
+    pub(crate) fn open(dir: &Path, plan: Plan) -> Result<Self, FoundingError> {
+        let path = dir.join(CLUSTER_FILE);
+        let records = match read(&path)? {
+            Some(bytes) => {
+                let damaged = |_| FoundingError::Damaged { path: path.clone() };
+                let (descriptor, layout): (Vec<u8>, Vec<u8>) =
+                    decode("records", &bytes).map_err(damaged)?;
+                Some(Records::check(descriptor, layout)?)
+            }
+            None => None,
+        };
+        let path = dir.join(KEYS_FILE);
+        let keys = match read(&path)? {
+            Some(bytes) => decode::<Vec<(Applicant, [u8; 16], PublicKey)>>("keys", &bytes)
+                .map_err(|_| FoundingError::Damaged { path })?
+                .into_iter()
+                .map(|(applicant, id, key)| ((applicant, id), key))
+                .collect(),
+            None => BTreeMap::new(),
+        };
+        Ok(Self { dir: dir.to_owned(), plan, records, present: BTreeMap::new(), keys })
+    }
+
+    pub(crate) fn records(&self) -> Option<&Records> {
+        self.records.as_ref()
+    }
+
+    /// Whether this key is the one of this id, as far as anybody knows. A gateway's id says nothing, and is not
+    /// kept.
+    pub(crate) fn is_key_of(&self, statement: &Statement) -> bool {
+        let named = self.records.as_ref().and_then(|records| match statement.applicant {
+            Applicant::Member => records.first.member_key(member_id(&statement.id)),
+            Applicant::Node => records.first.node_key(NodeId::from_bytes(statement.id)),
+            Applicant::Gateway => None,
+        });
+        let kept = self.keys.get(&(statement.applicant, statement.id));
+        named.is_none_or(|key| key == statement.key) && kept.is_none_or(|key| *key == statement.key)
+    }
+
+    /// Remembers the key of an id for ever.
+    pub(crate) fn keep_key(&mut self, statement: &Statement) -> Result<(), FoundingError> {
+        let id = (statement.applicant, statement.id);
+        if statement.applicant == Applicant::Gateway || self.keys.contains_key(&id) {
+            return Ok(());
+        }
+        if self.keys.len() >= KEYS_MAX {
+            return Err(FoundingError::TooManyKeys);
+        }
+        self.keys.insert(id, statement.key);
+        let all: Vec<_> =
+            self.keys.iter().map(|((applicant, id), key)| (*applicant, *id, *key)).collect();
+        let kept = self.write(KEYS_FILE, &encode(&all));
+        if kept.is_err() {
+            self.keys.remove(&id);
+        }
+        kept
+    }
+
+    /// Takes up the records of a cluster that a process already belongs to.
+    pub(crate) fn take_up(
+        &mut self,
+        of: ClusterId,
+        descriptor: Vec<u8>,
+        layout: Vec<u8>,
+    ) -> Result<bool, FoundingError> {
+        let records = Records::check(descriptor, layout)?;
+        if records.cluster != of {
+            return Ok(false);
+        }
+        self.keep(records)?;
+        Ok(true)
+    }
+
+    /// Notes who is there, and says which founding addresses have not applied lately.
+    pub(crate) fn note(&mut self, statement: &Statement, now: Instant) -> Vec<String> {
+        if self.wants(statement.applicant).contains(&statement.address) {
+            self.present.insert(statement.address.clone(), (statement.clone(), now));
+        }
+        let is_there = |address: &&String, applicant| {
+            self.present.get(*address).is_some_and(|(statement, seen)| {
+                statement.applicant == applicant
+                    && now.saturating_duration_since(*seen) < PRESENT_FOR
+            })
+        };
+        let members = self.plan.members.iter().filter(|it| !is_there(it, Applicant::Member));
+        let nodes = self.plan.nodes.iter().filter(|it| !is_there(it, Applicant::Node));
+        members.chain(nodes).cloned().collect()
+    }
+
+    fn wants(&self, applicant: Applicant) -> &[String] {
+        match applicant {
+            Applicant::Member => &self.plan.members,
+            Applicant::Node => &self.plan.nodes,
+            Applicant::Gateway => &[],
+        }
+    }
+
+    /// Makes the first records of those who are there, and keeps them.
+    pub(crate) fn found(
+        &mut self,
+        authority: Vec<u8>,
+        administrator: &impl Signer,
+    ) -> Result<(), FoundingError> {
+        let of = |address: &String| self.present.get(address).map(|(statement, _)| statement);
+        let members: Vec<Member> = self
+            .plan
+            .members
+            .iter()
+            .filter_map(of)
+            .map(|it| Member { id: member_id(&it.id), key: it.key, address: it.address.clone() })
+            .collect();
+        let nodes: Vec<StorageNode> = self
+            .plan
+            .nodes
+            .iter()
+            .filter_map(of)
+            .map(|it| StorageNode {
+                id: NodeId::from_bytes(it.id),
+                key: it.key,
+                zone: it.zone.clone(),
+                weight: it.weight,
+            })
+            .collect();
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(FoundingError::Random)?;
+        let cosigners =
+            members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect();
+        let descriptor = Descriptor {
+            suite: SUITE,
+            number: 0,
+            former: None,
+            nonce,
+            authority,
+            administrators: vec![administrator.public_key()],
+            quorum: 1,
+            cosigners,
+            members,
+            nodes,
+            replacement: self.plan.replacement.clone(),
+            open_registration: self.plan.open_registration,
+        };
+        let signed = SignedDescriptor::first(&descriptor, &[administrator]);
+        let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
+        let layout = layout::first(&descriptor.nodes)?.sign(&cluster, administrator);
+        self.keep(Records::check(encode(&signed), layout)?)
+    }
+
+    /// Once kept, nothing else is ever given out.
+    fn keep(&mut self, records: Records) -> Result<(), FoundingError> {
+        self.write(CLUSTER_FILE, &encode(&(&records.descriptor, &records.layout)))?;
+        self.present.clear();
+        self.records = Some(records);
+        Ok(())
+    }
+
+    fn write(&self, file: &str, bytes: &[u8]) -> Result<(), FoundingError> {
+        let path = self.dir.join(file);
+        write_atomically(&path, bytes, PRIVATE_FILE).map_err(|source| FoundingError::Io {
+            action: "write",
+            path,
+            source,
+        })
+    }
+}
+
+/// A member's id is the first half of the id on its volume.
+fn member_id(id: &[u8; 16]) -> MemberId {
+    let [a, b, c, d, e, f, g, h, ..] = *id;
+    MemberId::from_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, FoundingError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FoundingError::Io { action: "read", path: path.to_owned(), source }),
+    }
+}
