@@ -12,7 +12,7 @@ use coffer_join::token::JoinToken;
 use coffer_model::name::{RemotePath, UserName};
 use coffer_operator::{Ensured, ensure_secret};
 use coffer_service::identity::ProcessIdentity;
-use coffer_service::one_box::{CA_FILE, CA_KEY_FILE, OneBoxCa};
+use coffer_service::one_box::OneBoxCa;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -52,18 +52,13 @@ pub(crate) async fn cluster_secrets(args: ClusterSecretsArgs) -> Result<()> {
     add("opaque.setup", coffer_metadata_raft::new_opaque_setup());
     let account = Account { user: TEST_USER.to_owned(), password: random_password()? };
     add("test-account", Zeroizing::new(serde_json::to_vec(&account)?));
-    let folder = tempfile::tempdir().context("cannot make a folder for what is made")?;
-    let read = |name: &str| -> Result<Zeroizing<Vec<u8>>> {
-        Ok(Zeroizing::new(std::fs::read(folder.path().join(name))?))
-    };
     if !args.authority_elsewhere {
-        OneBoxCa::create(folder.path())?;
-        add("ca.pem", read(CA_FILE)?);
-        add("ca.key", read(CA_KEY_FILE)?);
+        let (certificate, key) = OneBoxCa::new_pems()?;
+        add("ca.pem", Zeroizing::new(certificate.into_bytes()));
+        add("ca.key", Zeroizing::new(key.as_bytes().to_vec()));
     }
     if !args.administrator_elsewhere {
-        ProcessIdentity::load_or_create(folder.path(), ADMINISTRATOR, None)?;
-        add("administrator", read("identity")?);
+        add("administrator", ProcessIdentity::new_file(ADMINISTRATOR)?);
     }
     let told = match ensure_secret(&args.secret, contents).await? {
         Ensured::Made => "was made: keep a copy of it in a safe place",

@@ -190,6 +190,13 @@ impl ProcessIdentity {
         PeerId::new(&record.role, record.id).ok()
     }
 
+    /// The content of an identity file that is kept nowhere yet.
+    pub fn new_file(role: &str) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+        PeerId::new(role, [0; 16])
+            .map_err(|_| IdentityError::InvalidRole { role: role.to_owned() })?;
+        Ok(Record::random(role, None)?.encode())
+    }
+
     /// The key in the folder `dir`, without taking the folder: for one that cannot be written to, such as a
     /// secret that is mounted. The role has to be `role`.
     pub fn read_key(dir: &Path, role: &str) -> Result<ProcessKey, IdentityError> {

@@ -22,7 +22,7 @@ use crate::tls::TlsFiles;
 /// The file of the authority's certificate, in every directory.
 pub const CA_FILE: &str = "ca.pem";
 /// The file of the authority's key.
-pub const CA_KEY_FILE: &str = "ca-key.pem";
+const CA_KEY_FILE: &str = "ca-key.pem";
 /// The file of a leaf's certificate.
 pub const CERTIFICATE_FILE: &str = "certificate.pem";
 /// The file of a leaf's key.
@@ -82,6 +82,12 @@ impl OneBoxCa {
     /// Makes an authority and keeps it nowhere.
     pub fn ephemeral() -> Result<Self, OneBoxError> {
         Ok(Self::generate()?.0)
+    }
+
+    /// Makes an authority and keeps it nowhere: its certificate and its key, as PEM.
+    pub fn new_pems() -> Result<(String, Zeroizing<String>), OneBoxError> {
+        let (ca, key_pem) = Self::generate()?;
+        Ok((ca.pem, key_pem))
     }
 
     /// Makes an authority and keeps it in `dir`, in place of one that was there.
