@@ -49,7 +49,6 @@ authority.toml: |
   open_registration = {{ .Values.authority.openRegistration }}
   replace_after = {{ .Values.authority.replaceAfter | quote }}
   certificate_life = {{ .Values.authority.certificateLife | quote }}
-
   [names_of]
   metadata = [{{ printf "*.%s-metadata.%s.svc" $full $ns | quote }}]
   storage = {{ toJson $storage }}
@@ -64,10 +63,8 @@ metadata.toml: |
   layout = "/data/enrolled/layout"
   opaque_setup = "/etc/coffer/secret/opaque.setup"
   join_token_file = "/etc/coffer/secret/join-token"
-
   {{- include "coffer.config.tls" . | nindent 2 }}
   {{- with .Values.metadata.timing }}
-
   [timing]
   {{- range $key := tuple "heartbeat" "election_min" "election_max" "tick" "step_down" }}
   {{- with get $.Values.metadata.timing (camelcase $key | untitle) }}
@@ -103,7 +100,6 @@ storage.toml: |
   {{- with $storage.compactBytesPerSecond }}
   compact_bytes_per_second = {{ . | quote }}
   {{- end }}
-
   {{- include "coffer.config.tls" . | nindent 2 }}
 enrol.toml: |
   {{- include "coffer.config.enrol" . | nindent 2 }}
@@ -118,7 +114,6 @@ gateway.toml: |
   {{- with .Values.gateway.inFlightBytes }}
   in_flight_bytes = {{ . | quote }}
   {{- end }}
-
   {{- include "coffer.config.tls" . | nindent 2 }}
 enrol.toml: |
   {{- include "coffer.config.enrol" . | nindent 2 }}
