@@ -104,7 +104,7 @@ pub fn read_config(file: Option<&Path>) -> Result<Config, ConfigError> {
         audit_log: reader.optional_path("audit_log"),
         join_token_file: reader.optional_path("join_token_file"),
         replaces: reader.optional_string("replaces"),
-        zone: reader.string_or("zone", ""),
+        zone: reader.string_or_empty("zone"),
     })
 }
 

@@ -139,8 +139,8 @@ impl EnrolConfig {
             join_token_file: reader.path("join_token_file"),
             dir: reader.path("dir"),
             names: reader.list_of_strings("names"),
-            address: reader.string_or("address", ""),
-            zone: reader.string_or("zone", ""),
+            address: reader.string_or_empty("address"),
+            zone: reader.string_or_empty("zone"),
             weight: u32::try_from(weight).unwrap_or(1),
         }
     }

@@ -262,6 +262,11 @@ impl<'t> Reader<'t> {
         self.optional(key, "a text", some_text).unwrap_or_else(|| default.to_owned())
     }
 
+    /// Text that may be left out, or be empty, which is the same.
+    pub fn string_or_empty(&self, key: &str) -> String {
+        self.optional(key, "a text", |found| found.text().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// Text that may be left out, without a default.
     pub fn optional_string(&self, key: &str) -> Option<String> {
         self.optional(key, "a text", some_text)
