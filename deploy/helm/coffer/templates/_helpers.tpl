@@ -202,6 +202,7 @@ annotations:
 {{- define "coffer.container" -}}
 image: {{ include "coffer.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
+terminationMessagePolicy: FallbackToLogsOnError
 securityContext:
   allowPrivilegeEscalation: false
   capabilities:
