@@ -105,7 +105,7 @@ impl Config {
             replace_after,
             certificate_life: reader.duration_ms(
                 "certificate_life",
-                60_000..=365 * DAY_MS,
+                20_000..=365 * DAY_MS,
                 30 * DAY_MS,
             ),
             names_of: reader.table("names_of", |names_of| NamesOf {

@@ -12,6 +12,8 @@ use coffer_model::proposal::{Proposal, ProposalError, Proposed, Review};
 use coffer_model::signing::{PublicKey, Signer as _};
 use coffer_service::files::write_atomically;
 use coffer_service::identity::ProcessIdentity;
+use coffer_service::one_box::{CA_FILE, OneBoxCa};
+use coffer_service::tls::read_certificates;
 use serde_json::json;
 
 use crate::admin::words::{self, Standing};
@@ -67,6 +69,20 @@ pub(crate) enum AdminCommand {
     Quorum {
         /// How many
         number: u8,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Make a new certificate authority in a folder: `ca.pem` and, secret, `ca-key.pem`
+    NewAuthority {
+        /// The folder, which has none yet
+        folder: PathBuf,
+    },
+    /// Name another certificate authority in the descriptor: clients trust it from then on as well
+    ///
+    /// That is one step of several; docs/operations.md has all of them ("Another certificate authority").
+    Authority {
+        /// The authority's certificate, PEM
+        certificate: PathBuf,
         #[command(flatten)]
         admin: AdminArgs,
     },
@@ -149,6 +165,28 @@ pub(crate) async fn admin(global: Global, command: AdminCommand) -> Result<()> {
                 operator.change(|next| next.quorum = number).await?;
             }
             operator.told(&administrators_text(operator.cluster.descriptor()));
+            Ok(())
+        }
+        AdminCommand::NewAuthority { folder } => {
+            if folder.join(CA_FILE).exists() {
+                let what = folder.join(CA_FILE).display().to_string();
+                return Err(ClientError::Exists { what }.into());
+            }
+            OneBoxCa::create(&folder)?;
+            show(
+                &global,
+                &json!({ "certificate": folder.join(CA_FILE) }),
+                &format!("the new authority is in {}; its key is secret", folder.display()),
+            );
+            Ok(())
+        }
+        AdminCommand::Authority { certificate, admin } => {
+            let authority = read_certificates(&certificate)?.swap_remove(0).to_vec();
+            let mut operator = Operator::new(&global, admin).await?;
+            if operator.cluster.descriptor().authority != authority {
+                operator.change(|next| next.authority = authority).await?;
+            }
+            operator.told("clients trust this authority as well from the next time they look");
             Ok(())
         }
         AdminCommand::Show { file, dir } => {

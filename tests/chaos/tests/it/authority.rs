@@ -293,6 +293,83 @@ fn a_cluster_founds_itself_and_outlives_lost_volumes() {
     assert_eq!(release.cluster(), founded, "there is one cluster for ever");
 }
 
+/// Goal: certificates are renewed, and another authority takes over, while everything runs and nothing is started
+/// again. Method: certificates live for 40 s, which is less than this takes; the files of the authority are
+/// replaced as an administrator does it (docs/operations.md), and each step is waited for; somebody works all along,
+/// with what was pinned before it began.
+#[test]
+fn another_authority_takes_over_while_all_goes_on() {
+    let mut release = Release::new();
+    let path = release.config("authority");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("certificate_life = \"40s\"\n{config}")).unwrap();
+    release.start_all();
+    release.wait_until_well();
+    release.coffer(&["register", "alice"]);
+    let content = noise(2, 500_000);
+    let file = release.file("file", &content);
+    let work = |number: u32| {
+        let remote = format!("/alice/file-{number}");
+        release.coffer(&["put", &file, &remote]);
+        release.is_still(&remote, &content);
+    };
+    work(0);
+    let secrets = release.dir().join("secrets");
+    let old = fs::read_to_string(secrets.join("ca.pem")).unwrap();
+    let next = release.dir().join("next");
+    release.coffer(&["admin", "new-authority", next.to_str().unwrap()]);
+    let new = fs::read_to_string(next.join("ca.pem")).unwrap();
+
+    let mut number = 0;
+    let mut until_all = |what: &str, tls: &dyn Fn(&Path) -> bool| {
+        let names: Vec<&String> =
+            release.ports.keys().filter(|name| *name != "authority").collect();
+        let reloads = |name: &str| release.log(name).matches("certificates reloaded").count();
+        let mut seen = BTreeMap::new();
+        wait_for(what, || {
+            number += 1;
+            work(number);
+            for name in &names {
+                if tls(&release.volume(name).join("enrolled/tls")) && !seen.contains_key(*name) {
+                    seen.insert((*name).clone(), reloads(name));
+                }
+            }
+            // Once more after the files were seen: then they are in use.
+            let in_use = seen.iter().filter(|(name, before)| reloads(name) > **before).count();
+            Ok((in_use == names.len()).then_some(()))
+        })
+        .unwrap();
+    };
+    let trusts = |wanted: &str| {
+        let wanted = wanted.to_owned();
+        move |tls: &Path| fs::read_to_string(tls.join("ca.pem")).is_ok_and(|found| found == wanted)
+    };
+    // Both are trusted before the new one issues anything.
+    let both = format!("{old}{new}");
+    fs::write(secrets.join("ca.pem"), &both).unwrap();
+    until_all("both authorities to be trusted", &trusts(&both));
+    let certificate = next.join("ca.pem");
+    let (admin, certificate) = (secrets.to_str().unwrap(), certificate.to_str().unwrap());
+    release.coffer(&["admin", "authority", certificate, "--admin", admin]);
+    // A session knows what was trusted when it began, so one is begun before the step that follows.
+    release.coffer(&["login", "alice"]);
+    work(1_000);
+    // `issuer` is the first certificate of the same file here: both change in one step, as one Secret does.
+    let former = fs::read(secrets.join("ca-key.pem")).unwrap();
+    let both = format!("{new}{old}");
+    fs::write(secrets.join("ca-key.pem"), fs::read(next.join("ca-key.pem")).unwrap()).unwrap();
+    fs::write(secrets.join("ca.pem"), &both).unwrap();
+    until_all("the new authority to issue", &trusts(&both));
+    fs::write(secrets.join("ca.pem"), &new).unwrap();
+    until_all("the old authority to be forgotten", &trusts(&new));
+    assert_ne!(former, fs::read(secrets.join("ca-key.pem")).unwrap());
+    // Who comes with the new authority only, and who had pinned the old one, both get in.
+    work(1_001);
+    for name in MEMBERS.iter().chain(&NODES) {
+        assert!(!release.log(name).contains("panicked"), "{name}");
+    }
+}
+
 /// Goal: only who has the join token gets a certificate, only for names of its role, nobody gets one for the id of
 /// another, and a volume of another cluster is left alone. Method: one process after the other applies so; the log says
 /// why it gets nothing, and the audit log has it.
