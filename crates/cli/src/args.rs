@@ -374,9 +374,9 @@ pub(crate) enum Command {
     ///
     /// With an account of its own, which is made at the first time. Nothing is kept on this machine.
     Try(TryArgs),
-    /// Make the secrets of a new cluster in Kubernetes, where there are none
+    /// Make the secrets of a new cluster that founds itself, where there are none
     ///
-    /// Runs in a pod, before a cluster is installed. A secret that is there is never changed.
+    /// In Kubernetes it runs in a pod, before a cluster is installed. What is there is never changed.
     ClusterSecrets(ClusterSecretsArgs),
     /// Server role: the authority, which issues certificates and founds the cluster
     Authority(AuthorityArgs),

@@ -11,6 +11,7 @@ use coffer_client::{AccountOptions, ClientError, Engine, PutOptions, Session};
 use coffer_join::token::JoinToken;
 use coffer_model::name::{RemotePath, UserName};
 use coffer_operator::{Ensured, ensure_secret};
+use coffer_service::files::{PRIVATE_FILE, create_private_dir, write_atomically};
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::one_box::OneBoxCa;
 use serde::{Deserialize, Serialize};
@@ -32,9 +33,12 @@ const INVITE_MS: u64 = 600_000;
 /// `coffer cluster-secrets`
 #[derive(Debug, clap::Args)]
 pub(crate) struct ClusterSecretsArgs {
-    /// The secret, in this pod's namespace
-    #[arg(long, value_name = "NAME")]
-    secret: String,
+    /// A Kubernetes secret, in this pod's namespace
+    #[arg(long, value_name = "NAME", required_unless_present = "dir")]
+    secret: Option<String>,
+    /// A folder instead, with a file for each
+    #[arg(long, value_name = "DIR", conflicts_with = "secret")]
+    dir: Option<PathBuf>,
     /// The administrator's key is in another secret: make none
     #[arg(long)]
     administrator_elsewhere: bool,
@@ -60,12 +64,40 @@ pub(crate) async fn cluster_secrets(args: ClusterSecretsArgs) -> Result<()> {
     if !args.administrator_elsewhere {
         add("administrator", ProcessIdentity::new_file(ADMINISTRATOR)?);
     }
-    let told = match ensure_secret(&args.secret, contents).await? {
+    let (place, ensured) = match (args.secret, args.dir) {
+        (Some(name), _) => (format!("the secret {name}"), ensure_secret(&name, contents).await?),
+        (None, Some(dir)) => (dir.display().to_string(), ensure_folder(&dir, &contents)?),
+        (None, None) => bail!("say where to, with --secret or --dir"),
+    };
+    let told = match ensured {
         Ensured::Made => "was made: keep a copy of it in a safe place",
         Ensured::Kept => "is there already and stays as it is",
     };
-    output::line(&format!("the secret {} {told}", args.secret));
+    output::line(&format!("{place} {told}"));
     Ok(())
+}
+
+/// Makes the folder, if it is not there; it is there with everything in it or not at all.
+fn ensure_folder(dir: &Path, contents: &BTreeMap<String, Zeroizing<Vec<u8>>>) -> Result<Ensured> {
+    if dir.exists() {
+        for key in contents.keys() {
+            let path = dir.join(file_of(key));
+            ensure!(path.exists(), "{} is there without {}", dir.display(), path.display());
+        }
+        return Ok(Ensured::Kept);
+    }
+    let unfinished = dir.with_extension("unfinished");
+    create_private_dir(&unfinished.join(ADMINISTRATOR))?;
+    for (key, bytes) in contents {
+        write_atomically(&unfinished.join(file_of(key)), bytes, PRIVATE_FILE)?;
+    }
+    std::fs::rename(&unfinished, dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(Ensured::Made)
+}
+
+/// An administrator's key is given by its folder.
+fn file_of(key: &str) -> PathBuf {
+    if key == ADMINISTRATOR { Path::new(key).join("identity") } else { PathBuf::from(key) }
 }
 
 /// The account with which a cluster is tried.

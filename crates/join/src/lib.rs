@@ -111,10 +111,17 @@ pub async fn join(
             return Err(JoinError::Dismissed);
         }
         if reason != said {
-            // Said once for each reason: a newcomer may wait for long.
+            // Said once for each reason: a newcomer may wait for long. Id and key are what an administrator
+            // needs to give it a place of its own.
+            let id = match &round.asking.newcomer {
+                Newcomer::Node { id, .. } => id.to_string(),
+                Newcomer::Member { id, .. } => id.to_string(),
+            };
             tracing::warn!(
                 reason,
                 why = refusal.message(),
+                id,
+                public_key = %round.asking.key,
                 "the cluster does not take this process in yet"
             );
             (said, attempt) = (reason, 0);

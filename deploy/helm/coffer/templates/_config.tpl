@@ -3,6 +3,7 @@
 {{- define "coffer.config.listen" -}}
 listen = "[::]:{{ int (index . 1) }}"
 health_listen = "[::]:{{ int (index . 0).Values.ports.health }}"
+audit_log = "/dev/stdout"
 {{- end -}}
 
 {{- define "coffer.config.tls" -}}
