@@ -424,7 +424,7 @@ fn find_member(descriptor: &Descriptor, wanted: &pb::FindSeatRequest) -> Result<
     })
 }
 
-/// The node whose place it is: the one that was named; or the one that reported the newcomer's address; or
+/// The node whose place it is: the one that was named, by id or address; or the one that reported the newcomer's address; or
 /// the only one of the zone that has been silent for long enough.
 fn find_node(
     door: &Door,
@@ -434,16 +434,22 @@ fn find_node(
     wanted: &pb::FindSeatRequest,
 ) -> Result<String, Status> {
     let nodes = || descriptor.nodes.iter();
-    if !wanted.replaces.is_empty() {
-        let found = nodes().find(|node| node.id.to_string() == wanted.replaces);
-        let found = found.map(|node| node.id.to_string());
-        return found.ok_or_else(|| no_such_seat("the descriptor names no such storage node"));
-    }
     let reported = query::nodes(view).map_err(store_failed)?;
-    let is_there = |node: NodeId| {
-        reported.iter().any(|report| report.node == node && report.address == wanted.address)
+    let is_at = |node: NodeId, address: &str| {
+        reported.iter().any(|report| report.node == node && report.address == address)
     };
-    if let Some(node) = nodes().find(|node| is_there(node.id)) {
+    let replaces = &wanted.replaces;
+    if !replaces.is_empty() {
+        let is_it = |node: NodeId| node.to_string() == *replaces || is_at(node, replaces);
+        let found = nodes().find(|node| is_it(node.id)).map(|node| node.id.to_string());
+        return found.ok_or_else(|| {
+            no_such_seat(
+                "no storage node has this id or address: whom it shall replace is named wrongly, or an \
+                 administrator has to give it a place of its own (`coffer node add`)",
+            )
+        });
+    }
+    if let Some(node) = nodes().find(|node| is_at(node.id, &wanted.address)) {
         return Ok(node.id.to_string());
     }
     let silent = |node: NodeId| door.heard.silent_for(Seat::Node(node), Instant::now());

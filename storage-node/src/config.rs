@@ -61,8 +61,8 @@ pub struct Config {
     /// `join_token_file`: the file of the join token, with which a node on a new volume asks for the place of
     /// one whose volume is lost; left out: it does not.
     pub join_token_file: Option<PathBuf>,
-    /// `replaces`: the id of the lost one; left out: the members choose the one that was reached at the same
-    /// address, or else the only one of the zone that is silent.
+    /// `replaces`: the id or the address of the lost one; left out: the members choose the one that was
+    /// reached at the same address, or else the only one of the zone that is silent.
     pub replaces: Option<String>,
     /// `zone`: the zone in which the members choose.
     pub zone: String,

@@ -359,6 +359,10 @@ async fn a_place_is_found_by_name_by_address_or_by_silence() {
     eventually(async || member_client(channel.clone()).report_node(report.clone()).await).await;
     let found = scene.find(&new.peer, &node("", "", "node-1:7400")).await.unwrap();
     assert_eq!(found, node_id(1).to_string());
+    let found = scene.find(&new.peer, &node("node-1:7400", "", "")).await.unwrap();
+    assert_eq!(found, node_id(1).to_string());
+    // Who names an address nobody reported gets no place, though others are silent.
+    assert_eq!(refused(node("node-9:7400", "", "node-1:7400")).await, "NO_SUCH_SEAT");
     scene.group.stop_all().await;
 }
 
