@@ -66,9 +66,8 @@ pub async fn alive_while<T>(
     });
     let done = work.await;
     stop.cancel();
-    match serving.await {
-        Ok(Err(error)) => tracing::warn!(%error, "health was not served while this process waited"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = serving.await {
+        tracing::warn!(%error, "health was not served while this process waited");
     }
     Ok(done)
 }
