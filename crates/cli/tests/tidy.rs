@@ -192,7 +192,13 @@ fn begins_a_reason(before: &str) -> bool {
 fn every_reason_of_a_refusal_is_listed() {
     let mut answered = BTreeSet::new();
     let mut found = Vec::new();
-    for dir in ["crates/service/src", "storage-node/src", "metadata-raft/src", "gateway/src"] {
+    for dir in [
+        "crates/authority/src",
+        "crates/service/src",
+        "storage-node/src",
+        "metadata-raft/src",
+        "gateway/src",
+    ] {
         sources(&root().join(dir), &mut found);
     }
     found.retain(|path| {
