@@ -107,6 +107,7 @@ pub async fn enrol(
         waited.map_err(EnrolError::Health)??;
     }
     let is_founder = application.is_founder();
+    // Later, when the server has read the files: it must not find a new key beside the former certificate.
     shutdown.spawn("renew the certificate", application.renew(shutdown.clone()));
     Ok(Enrolled { is_founder })
 }
@@ -265,7 +266,7 @@ impl Application {
     }
 
     async fn renew(self, shutdown: Shutdown) {
-        let mut delay = Duration::ZERO;
+        let mut delay = RENEW_EVERY_MIN;
         let mut said = String::new();
         loop {
             tokio::select! {

@@ -25,6 +25,11 @@ use zeroize::Zeroizing;
 /// How often the files are looked at.
 pub const RELOAD_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a certificate and a key that do not go together are looked at before that is an error, and how long
+/// to wait in between.
+const PAIR_TRIES: u32 = 5;
+const PAIR_DELAY: Duration = Duration::from_millis(50);
+
 /// HTTP/2, the only protocol we speak.
 const ALPN: &[u8] = b"h2";
 /// A PEM file longer than this is something else.
@@ -166,7 +171,17 @@ struct Loaded {
 impl LiveTls {
     /// Reads the files for the first time.
     pub fn load(files: TlsFiles, auth: ClientAuth) -> Result<Arc<Self>, TlsError> {
-        let loaded = Loaded::read(&files, auth)?;
+        let mut tries = 1;
+        let loaded = loop {
+            match Loaded::read(&files, auth) {
+                // Who replaces the files may be between the two.
+                Err(TlsError::Pair { .. }) if tries < PAIR_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(PAIR_DELAY);
+                }
+                read => break read?,
+            }
+        };
         Ok(Arc::new(Self { files, auth, current: Mutex::new(loaded) }))
     }
 

@@ -5,9 +5,11 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::SystemTime;
 
 use coffer_chaos::{coffer_binary, noise, wait_for};
 use coffer_join::token::JoinToken;
+use coffer_service::tls::{ClientAuth, LiveTls, TlsFiles};
 use tempfile::TempDir;
 
 const MEMBERS: [&str; 3] = ["metadata-0", "metadata-1", "metadata-2"];
@@ -308,12 +310,12 @@ fn another_authority_takes_over_while_all_goes_on() {
     release.coffer(&["register", "alice"]);
     let content = noise(2, 500_000);
     let file = release.file("file", &content);
-    let work = |number: u32| {
+    let work = |release: &Release, number: u32| {
         let remote = format!("/alice/file-{number}");
         release.coffer(&["put", &file, &remote]);
         release.is_still(&remote, &content);
     };
-    work(0);
+    work(&release, 0);
     let secrets = release.dir().join("secrets");
     let old = fs::read_to_string(secrets.join("ca.pem")).unwrap();
     let next = release.dir().join("next");
@@ -328,7 +330,7 @@ fn another_authority_takes_over_while_all_goes_on() {
         let mut seen = BTreeMap::new();
         wait_for(what, || {
             number += 1;
-            work(number);
+            work(&release, number);
             for name in &names {
                 if tls(&release.volume(name).join("enrolled/tls")) && !seen.contains_key(*name) {
                     seen.insert((*name).clone(), reloads(name));
@@ -353,7 +355,7 @@ fn another_authority_takes_over_while_all_goes_on() {
     release.coffer(&["admin", "authority", certificate, "--admin", admin]);
     // A session knows what was trusted when it began, so one is begun before the step that follows.
     release.coffer(&["login", "alice"]);
-    work(1_000);
+    work(&release, 1_000);
     // `issuer` is the first certificate of the same file here: both change in one step, as one Secret does.
     let former = fs::read(secrets.join("ca-key.pem")).unwrap();
     let both = format!("{new}{old}");
@@ -364,7 +366,20 @@ fn another_authority_takes_over_while_all_goes_on() {
     until_all("the old authority to be forgotten", &trusts(&new));
     assert_ne!(former, fs::read(secrets.join("ca-key.pem")).unwrap());
     // Who comes with the new authority only, and who had pinned the old one, both get in.
-    work(1_001);
+    work(&release, 1_001);
+
+    // Who was away until the certificate had ended gets another one.
+    release.kill("storage-0");
+    let tls = release.volume("storage-0").join("enrolled/tls");
+    let files = TlsFiles {
+        ca: tls.join("ca.pem"),
+        certificate: tls.join("certificate.pem"),
+        key: tls.join("key.pem"),
+    };
+    let end = LiveTls::load(files, ClientAuth::Required).unwrap().expires().unwrap();
+    wait_for("a certificate to end", || Ok((SystemTime::now() > end).then_some(()))).unwrap();
+    release.start("storage-0");
+    release.wait_until_well();
     for name in MEMBERS.iter().chain(&NODES) {
         assert!(!release.log(name).contains("panicked"), "{name}");
     }
