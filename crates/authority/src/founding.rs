@@ -278,3 +278,118 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, FoundingError> {
         Err(source) => Err(FoundingError::Io { action: "read", path: path.to_owned(), source }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use coffer_join::token::JoinToken;
+
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            members: vec!["m-0:1".into()],
+            nodes: vec!["n-0:1".into(), "n-1:1".into()],
+            open_registration: false,
+            replacement: None,
+        }
+    }
+
+    fn statement(applicant: Applicant, number: u8, address: &str) -> Statement {
+        Statement {
+            version: 1,
+            applicant,
+            id: [number; 16],
+            key: PublicKey::from_bytes([number; 32]),
+            address: address.into(),
+            zone: String::new(),
+            weight: 1,
+            names: Vec::new(),
+            request: Vec::new(),
+            cluster: None,
+        }
+    }
+
+    fn founded(dir: &Path) -> Founding {
+        let mut founding = Founding::open(dir, plan()).unwrap();
+        let now = Instant::now();
+        founding.note(&statement(Applicant::Member, 1, "m-0:1"), now);
+        founding.note(&statement(Applicant::Node, 2, "n-0:1"), now);
+        assert!(founding.note(&statement(Applicant::Node, 3, "n-1:1"), now).is_empty());
+        // Any key can stand for an administrator's here.
+        founding.found(b"authority".to_vec(), &JoinToken::random().unwrap()).unwrap();
+        founding
+    }
+
+    /// Goal: nobody is counted who may be gone, is another kind of process, or is not wanted.
+    #[test]
+    fn everybody_has_to_be_there_at_one_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut founding = Founding::open(dir.path(), plan()).unwrap();
+        let now = Instant::now();
+        founding.note(&statement(Applicant::Member, 1, "m-0:1"), now);
+        founding.note(&statement(Applicant::Node, 2, "n-0:1"), now);
+        let later = now + PRESENT_FOR;
+        let awaited = founding.note(&statement(Applicant::Node, 3, "n-1:1"), later);
+        assert_eq!(awaited, ["m-0:1", "n-0:1"]);
+        founding.note(&statement(Applicant::Node, 4, "m-0:1"), later);
+        founding.note(&statement(Applicant::Gateway, 5, "n-0:1"), later);
+        let awaited = founding.note(&statement(Applicant::Node, 6, "elsewhere:1"), later);
+        assert_eq!(awaited, ["m-0:1", "n-0:1"]);
+    }
+
+    /// Goal: there is one founding, and it names the volume that was there last. Method: a pod comes again
+    /// with a new volume before the founding, and the authority starts again after it.
+    #[test]
+    fn what_was_founded_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut founding = Founding::open(dir.path(), plan()).unwrap();
+        founding.note(&statement(Applicant::Node, 9, "n-0:1"), Instant::now());
+        drop(founding);
+        let records = founded(dir.path()).records().cloned().unwrap();
+        let named: Vec<NodeId> = records.first.nodes.iter().map(|node| node.id).collect();
+        assert_eq!(named, [NodeId::from_bytes([2; 16]), NodeId::from_bytes([3; 16])]);
+        let again = Founding::open(dir.path(), plan()).unwrap();
+        assert_eq!(again.records().unwrap().cluster, records.cluster);
+        std::fs::write(dir.path().join(CLUSTER_FILE), b"else").unwrap();
+        assert!(matches!(Founding::open(dir.path(), plan()), Err(FoundingError::Damaged { .. })));
+    }
+
+    /// Goal: an id keeps its key, over restarts, and by the descriptor too where the keys are lost.
+    #[test]
+    fn an_id_has_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut founding = founded(dir.path());
+        let newcomer = statement(Applicant::Node, 7, "n-0:1");
+        founding.keep_key(&newcomer).unwrap();
+        let mut founding = Founding::open(dir.path(), plan()).unwrap();
+        let forged = |number| Statement {
+            key: PublicKey::from_bytes([99; 32]),
+            ..statement(Applicant::Node, number, "n-0:1")
+        };
+        assert!(founding.is_key_of(&newcomer) && !founding.is_key_of(&forged(7)));
+        std::fs::remove_file(dir.path().join(KEYS_FILE)).unwrap();
+        founding.keys.clear();
+        assert!(founding.is_key_of(&forged(7)) && !founding.is_key_of(&forged(2)));
+        assert!(founding.is_key_of(&statement(Applicant::Gateway, 2, "")));
+    }
+
+    /// Goal: an authority without records takes up those of a cluster, and of the one that was named only.
+    #[test]
+    fn records_are_taken_up_as_they_are() {
+        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let records = founded(old.path()).records().cloned().unwrap();
+        let mut founding = Founding::open(new.path(), plan()).unwrap();
+        let other = ClusterId::from_bytes([1; 32]);
+        let Records { descriptor, layout, cluster, .. } = records;
+        assert!(!founding.take_up(other, descriptor.clone(), layout.clone()).unwrap());
+        let mut bent = layout.clone();
+        *bent.last_mut().unwrap() ^= 1;
+        assert!(founding.take_up(cluster, descriptor.clone(), bent).is_err());
+        assert!(founding.records().is_none());
+        assert!(founding.take_up(cluster, descriptor, layout).unwrap());
+        let again = Founding::open(new.path(), plan()).unwrap();
+        assert_eq!(again.records().unwrap().cluster, cluster);
+    }
+}
