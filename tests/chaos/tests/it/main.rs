@@ -7,6 +7,7 @@ mod api;
 mod authority;
 mod bad_input;
 mod canary;
+mod chart;
 mod clocks;
 mod command_line;
 mod crowds;
