@@ -338,9 +338,9 @@ livenessProbe:
 readinessProbe:
   grpc:
     port: {{ int .Values.ports.health }}
-  periodSeconds: 3
+  periodSeconds: 1
   timeoutSeconds: 3
-  failureThreshold: 2
+  failureThreshold: 5
 {{- end -}}
 
 {{- define "coffer.commonEnv" -}}
