@@ -1,7 +1,7 @@
 //! Answering applications.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,15 @@ pub enum Error {
     /// The records cannot be used.
     #[error("the records of the cluster cannot be used")]
     Founding(#[from] FoundingError),
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -198,8 +207,9 @@ impl Own {
             move |source| Error::Write { path, source }
         };
         create_private_dir(&dir).map_err(failed(&dir))?;
-        let trusted = std::fs::read(&self.config.ca).map_err(failed(&self.config.ca))?;
-        let chain = issued.certificate_pem + &leading(&self.config)?;
+        let trusted = std::fs::read(&self.config.ca)
+            .map_err(|source| Error::Read { path: self.config.ca.clone(), source })?;
+        let chain = issued.certificate_pem + &leading(&self.config.issuer, &self.config.ca)?;
         write_atomically(&files.key, issued.key_pem.as_bytes(), PRIVATE_FILE)
             .map_err(failed(&files.key))?;
         write_atomically(&files.certificate, chain.as_bytes(), PRIVATE_FILE)
@@ -229,14 +239,14 @@ impl Own {
 }
 
 /// What leads from a certificate that is issued to a trusted one: nothing where the issuer is trusted itself.
-fn leading(config: &Config) -> Result<String, Error> {
-    let issuers = read_certificates(&config.issuer)?;
-    let trusted = read_certificates(&config.ca)?;
+fn leading(issuer: &Path, trusted: &Path) -> Result<String, Error> {
+    let issuers = read_certificates(issuer)?;
+    let trusted = read_certificates(trusted)?;
     if issuers.first().is_some_and(|issuer| trusted.contains(issuer)) {
         return Ok(String::new());
     }
-    std::fs::read_to_string(&config.issuer)
-        .map_err(|source| Error::Write { path: config.issuer.clone(), source })
+    std::fs::read_to_string(issuer)
+        .map_err(|source| Error::Read { path: issuer.to_owned(), source })
 }
 
 struct Inner {
@@ -419,7 +429,7 @@ impl Inner {
             &peer,
             self.config.certificate_life,
         )?;
-        Ok(certificate + &leading(&self.config)?)
+        Ok(certificate + &leading(&self.config.issuer, &self.config.ca)?)
     }
 }
 
@@ -433,4 +443,29 @@ fn failed(error: &dyn fmt::Display) -> Status {
         &[],
         ASK_AGAIN,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Goal: who trusts only what `ca` says can follow a certificate to it. Method: an issuer that is trusted
+    /// itself, first or later in the file, and one that is not.
+    #[test]
+    fn the_issuer_comes_along_where_nobody_knows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (one, _) = OneBoxCa::new_pems().unwrap();
+        let (other, _) = OneBoxCa::new_pems().unwrap();
+        let issuer = file("issuer.pem", &one);
+        assert_eq!(leading(&issuer, &file("same.pem", &one)).unwrap(), "");
+        assert_eq!(leading(&issuer, &file("both.pem", &format!("{other}{one}"))).unwrap(), "");
+        assert_eq!(leading(&issuer, &file("root.pem", &other)).unwrap(), one);
+    }
 }

@@ -255,3 +255,63 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OneB
 fn certificate_error(action: &'static str) -> impl FnOnce(rcgen::Error) -> OneBoxError {
     move |source| OneBoxError::Certificate { action, source }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    /// Goal: an authority that another one made, as a certificate manager does, issues certificates that lead to
+    /// the root. Method: root and intermediate are made here; rustls follows the chain, and does not without the
+    /// intermediate or for another name.
+    #[test]
+    fn an_authority_made_elsewhere_issues_certificates_that_lead_to_its_root() {
+        let authority = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            (params, new_key().unwrap())
+        };
+        let (root_params, root_key) = authority("root");
+        let root = root_params.self_signed(&root_key).unwrap();
+        let (params, key) = authority("between");
+        let issuer = Issuer::new(root_params, root_key);
+        let between = params.signed_by(&key, &issuer).unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key_file) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        std::fs::write(&certificate, between.pem() + &root.pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+        let ca = OneBoxCa::read(&certificate, &key_file).unwrap();
+        let (request, _) = new_request().unwrap();
+        let peer = PeerId::new("storage", [7; 16]).unwrap();
+        let life = Duration::from_secs(3600);
+        let leaf = ca.issue_for(&request, &["node.example"], &peer, life).unwrap();
+        assert!(ca.issue_for(b"no request", &[], &peer, life).is_err());
+
+        let file = dir.path().join("leaf.pem");
+        std::fs::write(&file, leaf).unwrap();
+        let leaf = crate::tls::read_certificates(&file).unwrap().swap_remove(0);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        let verifier = verifier.build().unwrap();
+        let follows = |between: &[rustls::pki_types::CertificateDer<'_>], name: &'static str| {
+            let name = name.try_into().unwrap();
+            verifier.verify_server_cert(&leaf, between, &name, &[], UnixTime::now()).is_ok()
+        };
+        let between = [between.der().clone()];
+        assert!(follows(&between, "node.example") && follows(&between, "localhost"));
+        assert!(!follows(&[], "node.example") && !follows(&between, "other.example"));
+        assert_eq!(crate::peer::peer_uri_id(std::slice::from_ref(&leaf)), Some(peer));
+    }
+}

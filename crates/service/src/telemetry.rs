@@ -138,9 +138,18 @@ pub fn spawn_thread<T: Send + 'static>(
         .spawn(move || dispatcher::with_default(&present, work))
 }
 
+/// What says every frame and handshake at `debug`, and nobody means by that.
+const TALKATIVE: [&str; 5] = ["h2", "hyper", "hyper_util", "rustls", "tower"];
+
+/// Where a filter names a level only, it is meant of what Coffer does, and not of every frame on the wire.
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     let named = |source| TelemetryError::InvalidFilter { filter: filter.to_owned(), source };
-    EnvFilter::try_new(filter).map_err(named)
+    let parsed = EnvFilter::try_new(filter).map_err(named)?;
+    if !["debug", "trace"].contains(&filter.trim()) {
+        return Ok(parsed);
+    }
+    let quiet: Vec<String> = TALKATIVE.iter().map(|target| format!("{target}=info")).collect();
+    EnvFilter::try_new(format!("{filter},{}", quiet.join(","))).map_err(named)
 }
 
 fn subscriber<W>(

@@ -311,3 +311,14 @@ fn a_second_start_is_harmless_and_a_bad_filter_is_named() {
     let error = init(LogFormat::Text, "coffer=loud", None).unwrap_err();
     assert!(error.to_string().contains("\"coffer=loud\""), "{error}");
 }
+
+/// Goal: `debug` alone is of use to who watches a server; who wants the frames names them.
+#[test]
+fn a_level_alone_leaves_out_every_frame() {
+    assert!(parse("debug").unwrap().to_string().contains("h2=info"));
+    for named in ["info", "debug,h2=debug", "coffer_gateway=trace"] {
+        let told = parse(named).unwrap().to_string();
+        assert!(!told.contains("h2=info"), "{named}: {told}");
+    }
+    assert!(parse("no=such=level").is_err());
+}
