@@ -60,6 +60,7 @@ fn other_than(leader: usize) -> usize {
 async fn a_group_takes_submissions_and_answers_reads_at_every_member() {
     let mut group = TestGroup::running(3).await;
     let leader = group.leader().await;
+    versions::settled(&group, leader).await;
     let (at_leader, elsewhere) = (group.channel(leader), group.channel(other_than(leader)));
     let alice = User::registered(&group, other_than(leader), "alice").await;
 
@@ -139,6 +140,7 @@ async fn a_group_takes_submissions_and_answers_reads_at_every_member() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_of_a_listing_are_from_one_moment() {
     let mut group = TestGroup::running(1).await;
+    versions::settled(&group, 0).await;
     let channel = group.channel(0);
     let alice = User::registered(&group, 0, "alice").await;
     let mut draft = Draft::default();
@@ -431,7 +433,8 @@ async fn what_was_acknowledged_outlives_the_leader_and_a_restart_of_all() {
     // The one that was away catches up and takes part again.
     group.start(first_leader).await.unwrap();
     let back = group.channel(first_leader);
-    assert_eq!(alice.walk(&back, "during").await.revision, during);
+    // The group itself may have put something into the log since.
+    assert!(alice.walk(&back, "during").await.revision >= during);
 
     group.stop_all().await;
     for number in 0..3 {
@@ -691,6 +694,12 @@ async fn storage_nodes_report_and_follow_the_feed() {
     assert!(status.members.iter().all(|member| member.reachable));
 
     // The same report again changes nothing in the log; one from before is refused.
+    versions::settled(&group, leader).await;
+    let status = ClusterServiceClient::new(group.channel(leader))
+        .get_status(pb::GetStatusRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     let revision = status.revision;
     let channel = group.node_channel(leader, 0);
     let report = async |report| member_client(channel.clone()).report_node(report).await;

@@ -20,6 +20,7 @@ impl Office {
     async fn opened() -> Self {
         let group = TestGroup::running(1).await;
         group.leader().await;
+        super::versions::settled(&group, 0).await;
         let client = AdminServiceClient::new(group.channel(0));
         Self { group, client }
     }

@@ -45,6 +45,12 @@ fn version_at(group: &TestGroup, number: usize) -> u32 {
     query::core_version(&View::of(&group.running_member(number).store)).unwrap()
 }
 
+/// Waits until the version all have is in force: from then on the members put nothing but time into the log by
+/// themselves.
+pub(super) async fn settled(group: &TestGroup, number: usize) {
+    until("the version all have", || version_at(group, number) == CORE_VERSION_MAX).await;
+}
+
 /// Goal: a later version comes into force by itself, on all members, and only when each of them has said that
 /// it has it. Method: the state of three members is made that of a release which had version 1 only; two of
 /// them run for a while, then the third starts. And one version more is asked for, which no member has.
