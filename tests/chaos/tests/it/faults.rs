@@ -178,7 +178,9 @@ fn an_interrupted_put_goes_on_where_it_stopped() {
     }
     cluster.coffer("alice", &["get", "/alice/file", work.join("back").to_str().unwrap()]).unwrap();
     assert_eq!(fs::read(work.join("back")).unwrap(), content);
-    assert!(chunks_stored() <= 3 * 24);
+    // A machine that was done before it was interrupted has put the file twice.
+    let puts = if interrupted { 1 } else { 2 };
+    assert!(chunks_stored() <= puts * 3 * 24);
 }
 
 /// Each one is won by the wanted member every second time or so.
