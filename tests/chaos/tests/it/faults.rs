@@ -3,7 +3,6 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use coffer_chaos::faults::{Failure, Machine, Settings};
 use coffer_chaos::{Build, Cluster, wait_for};
@@ -145,7 +144,7 @@ fn a_storage_node_that_hangs_holds_nobody_up() {
 /// Proves S4 of docs/semantics.md.
 #[test]
 fn an_interrupted_put_goes_on_where_it_stopped() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = Cluster::start_set(0, &[("COFFER_STORAGE__REPORT_EVERY", "50ms")]).unwrap();
     let work = cluster.work_dir().unwrap();
     cluster.coffer("alice", &["register", "alice"]).unwrap();
     let file = work.join("file");
@@ -161,12 +160,12 @@ fn an_interrupted_put_goes_on_where_it_stopped() {
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
         nodes.iter().filter_map(|node| node["chunks"].as_u64()).sum()
     };
-    let began = Instant::now();
-    // Nodes report every few seconds; any time before the end is a good time.
-    while began.elapsed() < Duration::from_millis(600) && child.try_wait().unwrap().is_none() {
-        thread::yield_now();
-    }
-    child.kill().unwrap();
+    wait_for("some of the file to be stored, or all of it", || {
+        Ok((chunks_stored() >= 6 || child.try_wait()?.is_some()).then_some(()))
+    })
+    .unwrap();
+    // Who was done already cannot be killed.
+    let _ = child.kill();
     let interrupted = !child.wait().unwrap().success();
     let report = cluster.coffer("alice", &["put", file, "/alice/file", "--json"]).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
