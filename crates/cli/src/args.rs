@@ -46,7 +46,9 @@ Exit codes:
  13  this machine's disk, files or clock failed
  14  some of many files failed; each was named
  15  `doctor` found something wrong
- 16  signed, and nothing changed yet: other administrators have to sign as well";
+ 16  signed, and nothing changed yet: other administrators have to sign as well
+ 17  a server's configuration is wrong; each fault was named
+ 18  a server's volume, or the folder of a key, is in use, damaged or another's";
 
 /// Options of every command.
 #[derive(Debug, Args)]

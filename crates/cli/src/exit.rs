@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use coffer_authority::EnrolError;
 use coffer_client::ClientError;
 use coffer_model::proposal::ProposalError;
+use coffer_service::config::ConfigError;
+use coffer_service::identity::IdentityError;
 
 /// The exit code for what went wrong. Anything that is no error of the engine is 1.
 pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
@@ -17,7 +20,18 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
     if let Some(Waits { .. }) = error.downcast_ref() {
         return ExitCode::from(16);
     }
+    if error.chain().any(|cause| cause.is::<ConfigError>()) {
+        return ExitCode::from(17);
+    }
+    if error.chain().any(is_of_the_volume) {
+        return ExitCode::from(18);
+    }
     ExitCode::from(error.downcast_ref::<ClientError>().map_or(1, number))
+}
+
+/// Whether another start on this volume would end as this one did.
+fn is_of_the_volume(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<IdentityError>() || matches!(cause.downcast_ref(), Some(EnrolError::Refused { .. }))
 }
 
 /// Some of many files failed; each was named already.

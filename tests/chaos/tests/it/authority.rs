@@ -445,7 +445,7 @@ fn who_must_not_have_a_certificate_gets_none() {
     let _ = fs::remove_dir_all(release.volume("storage-0").join("enrolled"));
     let before = fs::read(&path).unwrap();
     release.start("storage-0");
-    assert!(!release.wait_for_end("storage-0").success());
+    assert_eq!(release.wait_for_end("storage-0").code(), Some(18));
     assert!(release.log("storage-0").contains("FOREIGN_VOLUME"), "{}", release.log("storage-0"));
     assert_eq!(fs::read(&path).unwrap(), before, "the volume is as it was");
 
