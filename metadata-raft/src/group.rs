@@ -80,18 +80,13 @@ pub enum GroupError {
 /// The id of the member that has this identity: the first eight bytes of the volume's random id, read
 /// as a little-endian number.
 pub fn member_id(identity: &ProcessIdentity) -> MemberId {
-    member_of(identity.id())
-}
-
-fn member_of(id: &[u8; 16]) -> MemberId {
-    let [a, b, c, d, e, f, g, h, ..] = *id;
-    MemberId::from_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    MemberId::of_volume(identity.id())
 }
 
 /// The member a certificate says it is for, if it is a member's. Whether the descriptor names that
 /// member is another question.
 pub(crate) fn member_of_peer(peer: &PeerId) -> Option<MemberId> {
-    (peer.role() == ROLE).then(|| member_of(peer.id()))
+    (peer.role() == ROLE).then(|| MemberId::of_volume(peer.id()))
 }
 
 /// The signed records, checked.

@@ -164,12 +164,20 @@ impl Application {
 
     /// Whether there is all it takes to serve, from an earlier start: then nobody has to be waited for.
     fn has_all(&self) -> bool {
-        let Ok(tls) = LiveTls::load(self.files.clone(), ClientAuth::Required) else { return false };
-        let lasts = tls.expires().is_some_and(|end| end > SystemTime::now() + LIFE_LEFT_MIN);
+        let lasts = self.life_left() > LIFE_LEFT_MIN;
         let certificates = read_certificates(&self.files.certificate).unwrap_or_default();
         let is_ours =
             peer_uri_id(&certificates).is_some_and(|peer| peer.id() == &self.statement.id);
         lasts && is_ours && self.first().is_some() && self.config.dir.join(LAYOUT_FILE).exists()
+    }
+
+    /// For how long the certificate counts yet; not at all, if the files cannot be used.
+    fn life_left(&self) -> Duration {
+        LiveTls::load(self.files.clone(), ClientAuth::Required)
+            .ok()
+            .and_then(|tls| tls.expires())
+            .and_then(|end| end.duration_since(SystemTime::now()).ok())
+            .unwrap_or_default()
     }
 
     fn first(&self) -> Option<coffer_model::descriptor::Descriptor> {
@@ -278,12 +286,7 @@ impl Application {
                 Ok(Err(refusal)) => Some(refusal.message().to_owned()),
                 Err(error) => Some(error.to_string()),
             };
-            let left = read_certificates(&self.files.certificate)
-                .ok()
-                .and_then(|_| LiveTls::load(self.files.clone(), ClientAuth::Required).ok())
-                .and_then(|tls| tls.expires())
-                .and_then(|end| end.duration_since(SystemTime::now()).ok())
-                .unwrap_or_default();
+            let left = self.life_left();
             let wanted = (left / 2).clamp(RENEW_EVERY_MIN, RENEW_EVERY_MAX);
             match failure {
                 None => {

@@ -61,16 +61,61 @@ pub enum FoundingError {
     Random(#[source] getrandom::Error),
 }
 
-/// What is in force.
+/// What the first records of a cluster say.
 #[derive(Clone, Debug)]
-pub(crate) struct Records {
-    pub(crate) cluster: ClusterId,
+pub struct First {
+    /// The certificate authority, DER.
+    pub authority: Vec<u8>,
+    /// The metadata members.
+    pub members: Vec<Member>,
+    /// The storage nodes.
+    pub nodes: Vec<StorageNode>,
+    /// The standing replacement policy.
+    pub replacement: Option<ReplacementPolicy>,
+    /// Whether anybody may register.
+    pub open_registration: bool,
+}
+
+/// The signed first records of a cluster.
+#[derive(Clone, Debug)]
+pub struct Records {
+    /// The cluster.
+    pub cluster: ClusterId,
     pub(crate) first: Descriptor,
-    pub(crate) descriptor: Vec<u8>,
-    pub(crate) layout: Vec<u8>,
+    /// The encoded signed descriptor.
+    pub descriptor: Vec<u8>,
+    /// The signed layout.
+    pub layout: Vec<u8>,
 }
 
 impl Records {
+    /// Makes and signs the records of a new cluster that has one administrator.
+    pub fn first(first: First, administrator: &impl Signer) -> Result<Self, FoundingError> {
+        let First { authority, members, nodes, replacement, open_registration } = first;
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(FoundingError::Random)?;
+        let cosigners =
+            members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect();
+        let descriptor = Descriptor {
+            suite: SUITE,
+            number: 0,
+            former: None,
+            nonce,
+            authority,
+            administrators: vec![administrator.public_key()],
+            quorum: 1,
+            cosigners,
+            members,
+            nodes,
+            replacement,
+            open_registration,
+        };
+        let signed = SignedDescriptor::first(&descriptor, &[administrator]);
+        let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
+        let layout = layout::first(&descriptor.nodes)?.sign(&cluster, administrator);
+        Self::check(encode(&signed), layout)
+    }
+
     fn check(descriptor: Vec<u8>, layout: Vec<u8>) -> Result<Self, FoundingError> {
         let signed: SignedDescriptor =
             decode("cluster descriptor", &descriptor).map_err(DescriptorError::Malformed)?;
@@ -131,7 +176,7 @@ impl Founding {
     /// kept.
     pub(crate) fn is_key_of(&self, statement: &Statement) -> bool {
         let named = self.records.as_ref().and_then(|records| match statement.applicant {
-            Applicant::Member => records.first.member_key(member_id(&statement.id)),
+            Applicant::Member => records.first.member_key(MemberId::of_volume(&statement.id)),
             Applicant::Node => records.first.node_key(NodeId::from_bytes(statement.id)),
             Applicant::Gateway => None,
         });
@@ -158,15 +203,17 @@ impl Founding {
         kept
     }
 
-    /// Takes up the records of a cluster that a process already belongs to.
+    /// Takes up the records of a cluster that a process already belongs to, if the administrator is among those
+    /// who founded it: the join token alone makes nobody's cluster ours.
     pub(crate) fn take_up(
         &mut self,
         of: ClusterId,
+        administrator: &PublicKey,
         descriptor: Vec<u8>,
         layout: Vec<u8>,
     ) -> Result<bool, FoundingError> {
         let records = Records::check(descriptor, layout)?;
-        if records.cluster != of {
+        if records.cluster != of || !records.first.administrators.contains(administrator) {
             return Ok(false);
         }
         self.keep(records)?;
@@ -209,7 +256,11 @@ impl Founding {
             .members
             .iter()
             .filter_map(of)
-            .map(|it| Member { id: member_id(&it.id), key: it.key, address: it.address.clone() })
+            .map(|it| Member {
+                id: MemberId::of_volume(&it.id),
+                key: it.key,
+                address: it.address.clone(),
+            })
             .collect();
         let nodes: Vec<StorageNode> = self
             .plan
@@ -223,28 +274,14 @@ impl Founding {
                 weight: it.weight,
             })
             .collect();
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(FoundingError::Random)?;
-        let cosigners =
-            members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect();
-        let descriptor = Descriptor {
-            suite: SUITE,
-            number: 0,
-            former: None,
-            nonce,
+        let first = First {
             authority,
-            administrators: vec![administrator.public_key()],
-            quorum: 1,
-            cosigners,
             members,
             nodes,
             replacement: self.plan.replacement.clone(),
             open_registration: self.plan.open_registration,
         };
-        let signed = SignedDescriptor::first(&descriptor, &[administrator]);
-        let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
-        let layout = layout::first(&descriptor.nodes)?.sign(&cluster, administrator);
-        self.keep(Records::check(encode(&signed), layout)?)
+        self.keep(Records::first(first, administrator)?)
     }
 
     /// Once kept, nothing else is ever given out.
@@ -263,12 +300,6 @@ impl Founding {
             source,
         })
     }
-}
-
-/// A member's id is the first half of the id on its volume.
-fn member_id(id: &[u8; 16]) -> MemberId {
-    let [a, b, c, d, e, f, g, h, ..] = *id;
-    MemberId::from_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, FoundingError> {
@@ -311,15 +342,16 @@ mod tests {
         }
     }
 
-    fn founded(dir: &Path) -> Founding {
+    fn founded(dir: &Path) -> (Founding, PublicKey) {
         let mut founding = Founding::open(dir, plan()).unwrap();
         let now = Instant::now();
         founding.note(&statement(Applicant::Member, 1, "m-0:1"), now);
         founding.note(&statement(Applicant::Node, 2, "n-0:1"), now);
         assert!(founding.note(&statement(Applicant::Node, 3, "n-1:1"), now).is_empty());
         // Any key can stand for an administrator's here.
-        founding.found(b"authority".to_vec(), &JoinToken::random().unwrap()).unwrap();
-        founding
+        let administrator = JoinToken::random().unwrap();
+        founding.found(b"authority".to_vec(), &administrator).unwrap();
+        (founding, administrator.public_key())
     }
 
     /// Goal: nobody is counted who may be gone, is another kind of process, or is not wanted.
@@ -347,7 +379,7 @@ mod tests {
         let mut founding = Founding::open(dir.path(), plan()).unwrap();
         founding.note(&statement(Applicant::Node, 9, "n-0:1"), Instant::now());
         drop(founding);
-        let records = founded(dir.path()).records().cloned().unwrap();
+        let records = founded(dir.path()).0.records().cloned().unwrap();
         let named: Vec<NodeId> = records.first.nodes.iter().map(|node| node.id).collect();
         assert_eq!(named, [NodeId::from_bytes([2; 16]), NodeId::from_bytes([3; 16])]);
         let again = Founding::open(dir.path(), plan()).unwrap();
@@ -360,7 +392,7 @@ mod tests {
     #[test]
     fn an_id_has_one_key() {
         let dir = tempfile::tempdir().unwrap();
-        let mut founding = founded(dir.path());
+        let (mut founding, _) = founded(dir.path());
         let newcomer = statement(Applicant::Node, 7, "n-0:1");
         founding.keep_key(&newcomer).unwrap();
         let mut founding = Founding::open(dir.path(), plan()).unwrap();
@@ -379,16 +411,22 @@ mod tests {
     #[test]
     fn records_are_taken_up_as_they_are() {
         let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let records = founded(old.path()).records().cloned().unwrap();
+        let (founding, administrator) = founded(old.path());
+        let records = founding.records().cloned().unwrap();
         let mut founding = Founding::open(new.path(), plan()).unwrap();
         let other = ClusterId::from_bytes([1; 32]);
         let Records { descriptor, layout, cluster, .. } = records;
-        assert!(!founding.take_up(other, descriptor.clone(), layout.clone()).unwrap());
+        let mut take_up = |of, administrator: &PublicKey, layout: &[u8]| {
+            founding.take_up(of, administrator, descriptor.clone(), layout.to_vec())
+        };
+        assert!(!take_up(other, &administrator, &layout).unwrap());
+        // A cluster that somebody else founded, though all of it checks out.
+        assert!(!take_up(cluster, &PublicKey::from_bytes([9; 32]), &layout).unwrap());
         let mut bent = layout.clone();
         *bent.last_mut().unwrap() ^= 1;
-        assert!(founding.take_up(cluster, descriptor.clone(), bent).is_err());
-        assert!(founding.records().is_none());
-        assert!(founding.take_up(cluster, descriptor, layout).unwrap());
+        assert!(take_up(cluster, &administrator, &bent).is_err());
+        assert!(!new.path().join(CLUSTER_FILE).exists());
+        assert!(take_up(cluster, &administrator, &layout).unwrap());
         let again = Founding::open(new.path(), plan()).unwrap();
         assert_eq!(again.records().unwrap().cluster, cluster);
     }

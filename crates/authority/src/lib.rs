@@ -14,6 +14,7 @@ mod serve;
 
 pub use config::{Config, EnrolConfig, read_config, read_enrol_config};
 pub use enrol::{EnrolError, Enrolled, enrol};
+pub use founding::{First, FoundingError, Records};
 pub use serve::{Error, run};
 
 /// The role of the authority, in its logs and its certificate.

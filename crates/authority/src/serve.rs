@@ -403,8 +403,13 @@ impl Inner {
                  its first records",
             ),
             None => {
-                let taken =
-                    founding.take_up(cluster, request.descriptor.into(), request.layout.into());
+                let administrator = administrator(&self.config).map_err(|error| failed(&error))?;
+                let taken = founding.take_up(
+                    cluster,
+                    &administrator.public_key(),
+                    request.descriptor.into(),
+                    request.layout.into(),
+                );
                 match taken {
                     Ok(true) => {
                         tracing::warn!(%cluster, "the authority had lost the records of its cluster; a process brought them");

@@ -39,7 +39,7 @@ pub(crate) use orders::{OrderCommand, invite, milliseconds, order};
 pub(crate) use words::time_text;
 
 /// The role in the identity file of an administrator's key.
-pub(crate) const ADMINISTRATOR: &str = "administrator";
+pub(crate) use coffer_authority::ADMINISTRATOR;
 
 /// Which cluster.
 #[derive(Debug, Args)]

@@ -14,12 +14,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use coffer_metadata_core::layout;
-use coffer_model::SUITE;
-use coffer_model::descriptor::{Descriptor, Member, SignedDescriptor, StorageNode};
+use coffer_authority::{First, Records};
+use coffer_model::descriptor::{Descriptor, Member, StorageNode};
 use coffer_model::encoding::encode;
 use coffer_model::id::ClusterId;
-use coffer_model::signing::{PublicKey, Signer};
+use coffer_model::signing::PublicKey;
 use coffer_service::files::{PRIVATE_FILE, create_private_dir, write_atomically};
 use coffer_service::identity::ProcessIdentity;
 use coffer_service::one_box::OneBoxCa;
@@ -324,28 +323,10 @@ impl Founder {
         open_registration: bool,
     ) -> Result<ClusterId> {
         let authority = read_certificates(&authority_file(&self.dir))?.swap_remove(0).to_vec();
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).context("the system gives no randomness")?;
-        let cosigners =
-            members.iter().map(|it| it.key).chain(nodes.iter().map(|it| it.key)).collect();
-        let descriptor = Descriptor {
-            suite: SUITE,
-            number: 0,
-            former: None,
-            nonce,
-            authority,
-            administrators: vec![self.administrator.public_key()],
-            quorum: 1,
-            cosigners,
-            members,
-            nodes,
-            replacement: None,
-            open_registration,
-        };
-        let signed = SignedDescriptor::first(&descriptor, &[&self.administrator]);
-        let cluster = ClusterId::from_bytes(*descriptor.hash().as_bytes());
-        write_atomically(&descriptor_file(&self.dir), &encode(&signed), PRIVATE_FILE)?;
-        let layout = layout::first(&descriptor.nodes)?.sign(&cluster, &self.administrator);
+        let first = First { authority, members, nodes, replacement: None, open_registration };
+        let Records { cluster, descriptor, layout, .. } =
+            Records::first(first, &self.administrator)?;
+        write_atomically(&descriptor_file(&self.dir), &descriptor, PRIVATE_FILE)?;
         write_atomically(&self.dir.join(LAYOUT_FILE), &layout, PRIVATE_FILE)?;
         Ok(cluster)
     }

@@ -127,6 +127,12 @@ impl MemberId {
         Self(id)
     }
 
+    /// The id of the member on a volume: the first half of the volume's random id.
+    pub const fn of_volume(id: &[u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = *id;
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+
     /// The number.
     pub const fn as_u64(self) -> u64 {
         self.0
